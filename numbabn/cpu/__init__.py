@@ -1,0 +1,1 @@
+"""The CPU target: Numba kernels under the launchers of :mod:`numbabn.cpu.launch`."""

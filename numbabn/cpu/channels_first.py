@@ -1,0 +1,247 @@
+"""Blocks of runs: each channel holds `inner` neighbouring elements at every outer position.
+
+The loop along a run is the one that LLVM vectorizes; the statistics of a channel are
+scalars in it.
+
+What the functions share:
+
+    x, dy, out              flat memory, as `half.load` reads it
+    columns                 how many channels there are
+    first_row, last_row     the block: a half-open range of outer positions,
+    first_column, width       a range of channels,
+    first, last               and a half-open range within each run
+    mask                    see `masks`
+    every other array       (width,), one value for each channel of the tile
+"""
+
+from .channels_last import centered
+from .compile import exact, reordering
+from .half import load, store
+from .masks import ELEMENT, NONE, OFF, row_offset
+
+
+@reordering
+def run_sums(x, start, length, pivot):
+    """Σ (x − pivot) and Σ (x − pivot)² of one run."""
+    sum_1 = type(pivot)(0)
+    sum_2 = type(pivot)(0)
+    for i in range(length):
+        shifted = load(x, start + i) - pivot
+        sum_1 += shifted
+        sum_2 += shifted * shifted
+    return sum_1, sum_2
+
+
+@reordering
+def masked_run_sums(x, start, length, on, on_start, pivot):
+    """`run_sums` where on[on_start + i] is not 0; what lies elsewhere is not used."""
+    zero = type(pivot)(0)
+    sum_1 = zero
+    sum_2 = zero
+    for i in range(length):
+        shifted = load(x, start + i) - pivot
+        shifted = shifted if load(on, on_start + i) != 0 else zero
+        sum_1 += shifted
+        sum_2 += shifted * shifted
+    return sum_1, sum_2
+
+
+@reordering
+def element_masked_run_sums(x, start, length, on, on_start, on_offsets, pivot):
+    """`masked_run_sums` with the mask at on[on_start + on_offsets[i]]; and the number."""
+    zero = type(pivot)(0)
+    number = 0
+    sum_1 = zero
+    sum_2 = zero
+    for i in range(length):
+        if load(on, on_start + load(on_offsets, i)) != 0:
+            shifted = load(x, start + i) - pivot
+            number += 1
+            sum_1 += shifted
+            sum_2 += shifted * shifted
+    return number, sum_1, sum_2
+
+
+@reordering
+def number_on(on, start, length):
+    """How many of on[start : start + length] are not 0."""
+    number = 0
+    for i in range(length):
+        number += load(on, start + i) != 0
+    return number
+
+
+@exact
+def block_sums(
+    x, inner, columns, first_row, last_row, first_column, width, first, last, mask,
+    pivot, number, sum_1, sum_2,
+):  # fmt: skip
+    """Add the block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of each channel."""
+    kind, on = mask[0], mask[1]
+    length = last - first
+    for row in range(first_row, last_row):
+        start = (row * columns + first_column) * inner + first
+        if kind == ELEMENT:
+            row_start = row_offset(mask, row)
+            on_offsets = mask[5][first:last]
+            for j in range(width):
+                on_start = row_start + mask[4][first_column + j]
+                found, run_1, run_2 = element_masked_run_sums(
+                    x, start + j * inner, length, on, on_start, on_offsets, pivot[j]
+                )
+                number[j] += found
+                sum_1[j] += run_1
+                sum_2[j] += run_2
+            continue
+        on_start = row * inner + first
+        found = length if kind == NONE else number_on(on, on_start, length)
+        if found == 0:
+            continue
+        for j in range(width):
+            if found == length:
+                run_1, run_2 = run_sums(x, start + j * inner, length, pivot[j])
+            else:
+                run_1, run_2 = masked_run_sums(x, start + j * inner, length, on, on_start, pivot[j])
+            number[j] += found
+            sum_1[j] += run_1
+            sum_2[j] += run_2
+
+
+@reordering
+def normalize_run(x, out, start, length, mean_high, mean_low, scale, shift):
+    for i in range(start, start + length):
+        store(out, i, centered(load(x, i), mean_high, mean_low) * scale + shift)
+
+
+@exact
+def normalize_block(
+    x, out, inner, columns, first_row, last_row, first_column, width, first, last,
+    mean_high, mean_low, scale, shift,
+):  # fmt: skip
+    """out = (x − mean) · scale + shift"""
+    for row in range(first_row, last_row):
+        start = (row * columns + first_column) * inner + first
+        for j in range(width):
+            normalize_run(
+                x, out, start + j * inner, last - first,
+                mean_high[j], mean_low[j], scale[j], shift[j],
+            )  # fmt: skip
+
+
+@reordering
+def gradient_run_sums(dy, x, start, length, mean_high, mean_low):
+    """Σ dy and Σ dy · (x − mean) of one run; where dy is 0, x is not used."""
+    sum_dy = type(mean_low)(0)
+    sum_dy_x = type(mean_low)(0)
+    for i in range(start, start + length):
+        gradient = load(dy, i)
+        product = gradient * centered(load(x, i), mean_high, mean_low)
+        sum_dy += gradient
+        sum_dy_x += product if gradient != 0 else gradient
+    return sum_dy, sum_dy_x
+
+
+@exact
+def gradient_block_sums(
+    dy, x, inner, columns, first_row, last_row, first_column, width, first, last,
+    mean_high, mean_low, sum_dy, sum_dy_x,
+):  # fmt: skip
+    """Add the block to Σ dy and Σ dy · (x − mean) of each channel."""
+    for row in range(first_row, last_row):
+        start = (row * columns + first_column) * inner + first
+        for j in range(width):
+            run_dy, run_dy_x = gradient_run_sums(
+                dy, x, start + j * inner, last - first, mean_high[j], mean_low[j]
+            )
+            sum_dy[j] += run_dy
+            sum_dy_x[j] += run_dy_x
+
+
+@reordering
+def scale_run(dy, out, start, length, scale):
+    """out = dy · scale: the gradient where x had no part in the statistics."""
+    for i in range(start, start + length):
+        store(out, i, load(dy, i) * scale)
+
+
+@reordering
+def gradient_run(
+    dy, x, out, start, length, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope
+):
+    """out = scale · ((dy − mean_dy) − slope · (x − mean))"""
+    for i in range(start, start + length):
+        value = centered(load(x, i), mean_high, mean_low)
+        gradient = centered(load(dy, i), mean_dy_high, mean_dy_low)
+        store(out, i, scale * (gradient - slope * value))
+
+
+@reordering
+def masked_gradient_run(
+    dy, x, out, start, length, on, on_start,
+    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+):  # fmt: skip
+    """`gradient_run` where on[on_start + i] is not 0, `scale_run` elsewhere."""
+    for i in range(length):
+        gradient = load(dy, start + i)
+        value = centered(load(x, start + i), mean_high, mean_low)
+        inside = centered(gradient, mean_dy_high, mean_dy_low) - slope * value
+        chosen = inside if load(on, on_start + i) != 0 else gradient
+        store(out, start + i, scale * chosen)
+
+
+@reordering
+def element_masked_gradient_run(
+    dy, x, out, start, length, on, on_start, on_offsets,
+    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+):  # fmt: skip
+    """`masked_gradient_run` with the mask at on[on_start + on_offsets[i]]."""
+    for i in range(length):
+        gradient = load(dy, start + i)
+        value = centered(load(x, start + i), mean_high, mean_low)
+        inside = centered(gradient, mean_dy_high, mean_dy_low) - slope * value
+        chosen = inside if load(on, on_start + load(on_offsets, i)) != 0 else gradient
+        store(out, start + i, scale * chosen)
+
+
+@exact
+def gradient_block(
+    dy, x, out, inner, columns, first_row, last_row, first_column, width, first, last,
+    mask,
+    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+):  # fmt: skip
+    """The gradient of x for a block."""
+    kind, on = mask[0], mask[1]
+    length = last - first
+    for row in range(first_row, last_row):
+        block_start = (row * columns + first_column) * inner + first
+        on_start = row * inner + first
+        found = length
+        if kind == OFF:
+            found = 0
+        elif kind == ELEMENT:
+            on_start = row_offset(mask, row)
+        elif kind != NONE:
+            found = number_on(on, on_start, length)
+        for j in range(width):
+            start = block_start + j * inner
+            if found == 0:
+                scale_run(dy, out, start, length, scale[j])
+            elif kind == ELEMENT:
+                element_masked_gradient_run(
+                    dy, x, out, start, length,
+                    on, on_start + mask[4][first_column + j], mask[5][first:last],
+                    mean_high[j], mean_low[j], scale[j],
+                    mean_dy_high[j], mean_dy_low[j], slope[j],
+                )  # fmt: skip
+            elif found < length:
+                masked_gradient_run(
+                    dy, x, out, start, length, on, on_start,
+                    mean_high[j], mean_low[j], scale[j],
+                    mean_dy_high[j], mean_dy_low[j], slope[j],
+                )  # fmt: skip
+            else:
+                gradient_run(
+                    dy, x, out, start, length,
+                    mean_high[j], mean_low[j], scale[j],
+                    mean_dy_high[j], mean_dy_low[j], slope[j],
+                )  # fmt: skip

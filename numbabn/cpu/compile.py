@@ -1,0 +1,91 @@
+"""Compiling, and keeping what was compiled.
+
+Each compilation goes under a name of its own. Numba's cache files are named after the
+function, and know neither its options nor the files that it calls into; two processes
+that save different signatures under one name may even leave one's code under the other's
+key. A name for each, with a digest of the sources in it, rules all of that out.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from types import FunctionType
+
+from numba import cfunc, config, njit
+
+logger = logging.getLogger("numbabn")
+
+# Sums may be reordered, which is what lets LLVM vectorize a reduction. Never nnan or
+# ninf: with those LLVM may assume that no NaN occurs, and the mask rules are about NaN.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+# error_model="numpy": x / 0 is inf, as everywhere in NumPy, and loops stay vectorizable.
+_OPTIONS = {"error_model": "numpy", "nogil": True}
+_C_OPTIONS = {"nopython": True, "error_model": "numpy"}
+
+# Functions that tasks call are compiled into them and cached there; without the wrappers
+# that would let Python and C call them, they compile in half the time.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
+# Sums that may be taken in any order.
+reordering = njit(fastmath=FASTMATH, **_INNER)
+# Arithmetic whose order matters. fastmath=False is said aloud: a function that says nothing
+# inherits the flags of its caller.
+exact = njit(fastmath=False, **_INNER)
+
+
+def _sources_digest():
+    folder = Path(__file__).parent
+    digest = hashlib.sha256((folder.parent / "formulas.py").read_bytes())
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_DIGEST = _sources_digest()
+
+
+def _named(function, name, **bindings):
+    """A copy of `function` under a name of its own, with `bindings` among its globals."""
+    name = f"{name}_{_DIGEST}"
+    copy = FunctionType(function.__code__, {**function.__globals__, **bindings}, name)
+    copy.__qualname__ = name
+    return copy
+
+
+def _cached(compile, name):
+    """compile(cache=True), or compile(cache=False) where there is nowhere to keep it."""
+    try:
+        return compile(cache=True)
+    except (RuntimeError, OSError) as error:
+        # RuntimeError: Numba found no folder that it can write to. OSError: it found one,
+        # and writing failed. Either way this process compiles for itself.
+        if isinstance(error, RuntimeError) and "cannot cache function" not in str(error):
+            raise
+        logger.info("%s is compiled without a cache: %s", name, error)
+        return compile(cache=False)
+
+
+def kernel(function, name, parallel):
+    """`function` compiled on its first call, for the types of that call."""
+    if config.DISABLE_JIT:
+        return function
+    options = {"parallel": parallel, "no_cfunc_wrapper": True, **_OPTIONS}
+    copy = _named(function, name)
+    return _cached(lambda cache: njit(cache=cache, **options)(copy), name)
+
+
+def c_function(function, name, signature, **bindings):
+    """`function` compiled for `signature`, now; its `address` is what C code calls.
+
+    bindings: globals of `function` that this compilation has to itself
+    """
+    copy = _named(function, name, **bindings)
+    return _cached(lambda cache: cfunc(signature, cache=cache, **_C_OPTIONS)(copy), name)
+
+
+def cache_folder():
+    """Where compiled code is kept, or None where it is compiled anew by every process."""
+    if config.DISABLE_JIT:
+        return None
+    probe = kernel(_sources_digest, "probe", parallel=False)
+    return probe.stats.cache_path

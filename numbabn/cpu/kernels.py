@@ -1,0 +1,439 @@
+"""The kernels: what one task does, over the tasks of a partition.
+
+A training forward has three steps: `statistics`, `forward_coefficients` and `normalize`;
+a backward three like them. `compile.task` compiles each for a dtype and a layout, and
+`compile.run` runs them over tasks and tiles. The loops over elements are in
+`channels_last` and `channels_first`, the mathematics in `formulas`.
+
+The arguments of every task (an array that a step does not use is empty):
+
+    x, dy, out      (total,) flat memory: float32, float64, uint16 (float16) or int16 (bfloat16)
+    on              (n,) uint8, the mask
+    words           (n,) int64: the `Partition`, then the mask (see WORDS below)
+    numbers         (4,) float64: epsilon, rmin, rmax, dmax
+    values          (VALUES, channels) float64, the rows named below
+    partial         (splits, 3, columns) float64: what `statistics` or `gradient_sums` found
+    coefficients    (COEFFICIENTS, columns) float32, or float64 where x is: what the last step
+                    applies to each column
+    task            index of the task, or of the tile in a step between
+    by_rows, inner  (True, None) for channels-last, (None, length of a run) for channels-first.
+                    It takes two, because Numba drops a branch when it compiles only where
+                    the branch asks whether an argument is None, and the argument is.
+"""
+
+import numpy as np
+
+from .. import formulas
+from . import channels_first, channels_last
+from .compile import exact
+from .partition import Partition
+
+# Words after those of the partition.
+PARTITION_WORDS = len(Partition._fields)
+(LENGTH, INNER, RENORM, MASK_KIND, MASK_BYTES, MASK_AXES) = range(
+    PARTITION_WORDS, PARTITION_WORDS + 6
+)
+WORDS = PARTITION_WORDS + 6
+# Rows of `values`. The first six are what a forward saves for its backward.
+COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
+SAVED = 6
+BETA, REFERENCE_MEAN, REFERENCE_STDDEV = range(6, 9)
+DGAMMA, DBETA = range(6, 8)
+VALUES = 9
+# Rows of `coefficients`: the first three always, SHIFT in a forward, the rest in a backward.
+MEAN_HIGH, MEAN_LOW, SCALE, SHIFT = range(4)
+MEAN_DY_HIGH, MEAN_DY_LOW, SLOPE = range(3, 6)
+COEFFICIENTS = 6
+
+merge = exact(formulas.merge)
+block_moments = exact(formulas.block_moments)
+variance_of = exact(formulas.variance_of)
+standard_deviation = exact(formulas.standard_deviation)
+renorm_r_d = exact(formulas.renorm_r_d)
+scale_shift = exact(formulas.scale_shift)
+parameter_gradients = exact(formulas.parameter_gradients)
+input_gradient = exact(formulas.input_gradient)
+
+
+@exact
+def partition_of(words):
+    """The words' partition."""
+    return Partition(
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7],
+        words[8], words[9], words[10], words[11], words[12],
+    )  # fmt: skip
+
+
+@exact
+def mask_of(words, on, cut):
+    """The words' mask, as `masks` has it."""
+    axes = words[MASK_AXES]
+    strides = WORDS + axes
+    columns = strides + axes
+    positions = columns + cut.columns
+    last = words.size
+    return (
+        words[MASK_KIND], on, words[WORDS:strides], words[strides:columns],
+        words[columns:positions], words[positions:last],
+    )  # fmt: skip
+
+
+@exact
+def tile_columns(cut, tile):
+    """Half-open range of a tile's columns."""
+    first = tile * cut.tile
+    return first, min(first + cut.tile, cut.columns)
+
+
+@exact
+def split_blocks(cut, split):
+    """Half-open range of a split's blocks."""
+    blocks = (cut.rows + cut.block_rows - 1) // cut.block_rows * cut.pieces
+    first = split * cut.split_blocks
+    return first, min(first + cut.split_blocks, blocks)
+
+
+@exact
+def block_bounds(cut, inner, block):
+    """Half-open ranges of a block's rows, and of its part of each run."""
+    first_row = block // cut.pieces * cut.block_rows
+    last_row = min(first_row + cut.block_rows, cut.rows)
+    if inner is None:
+        return first_row, last_row, 0, 0
+    first = block % cut.pieces * cut.piece
+    return first_row, last_row, first, min(first + cut.piece, inner)
+
+
+@exact
+def tile_channels(cut, first_column, last_column):
+    """Half-open range of the channels whose columns a tile holds."""
+    if cut.fold > 1:
+        return 0, cut.channels
+    return first_column // cut.repeat, last_column // cut.repeat
+
+
+@exact
+def set_columns(cut, channel, row, value):
+    """Give `value` to every column of a channel."""
+    for position in range(cut.fold):
+        first = (position * cut.channels + channel) * cut.repeat
+        for column in range(first, first + cut.repeat):
+            row[column] = value
+
+
+@exact
+def set_columns_in_two(cut, channel, high, low, value):
+    """Give `value` to every column of a channel as `high`, rounded, and `low`, what is left."""
+    set_columns(cut, channel, high, value)
+    rest = value - np.float64(high[channel * cut.repeat])
+    # An infinite value leaves inf − inf, and that NaN would spoil finite elements.
+    set_columns(cut, channel, low, rest if abs(value) < np.inf else 0.0)
+
+
+# Forward
+
+
+@exact
+def add_block(x, cut, mask, block, columns, starts, pivot, number, sum_1, sum_2, by_rows, inner):
+    """Add a block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of the columns of a tile."""
+    first_row, last_row, first, last = block_bounds(cut, inner, block)
+    first_column, width = columns[0], columns[1] - columns[0]
+    if by_rows is not None:
+        channels_last.block_sums(
+            x, cut.total, cut.columns, first_row, last_row, first_column, width, mask, starts,
+            pivot, number, sum_1, sum_2,
+        )  # fmt: skip
+    if inner is not None:
+        channels_first.block_sums(
+            x, inner, cut.columns, first_row, last_row, first_column, width, first, last, mask,
+            pivot, number, sum_1, sum_2,
+        )  # fmt: skip
+
+
+@exact
+def choose_pivots(count, number, sum_1, pivot):
+    """Set a pivot for each column whose first elements are in this block; whether any were."""
+    found = False
+    for j in range(count.size):
+        if count[j] == 0 and number[j] > 0:
+            pivot[j] = sum_1[j] / number[j]
+            found = True
+    return found
+
+
+@exact
+def absorb(number, sum_1, sum_2, pivot, count, mean, m2):
+    """Merge a block's sums into the moments so far, and make its mean the next pivot.
+
+    A block's mean is as good a pivot for the next block as that one's own: the square of
+    their distance, times the block's size, is part of the variance that is being summed,
+    so cancellation stays within rounding of it, whatever outlier the block held.
+    """
+    for j in range(count.size):
+        if number[j] > 0:
+            block_mean, block_m2 = block_moments(
+                number[j], np.float64(pivot[j]), np.float64(sum_1[j]), np.float64(sum_2[j])
+            )
+            count[j], mean[j], m2[j] = merge(
+                count[j], mean[j], m2[j], number[j], block_mean, block_m2
+            )
+            pivot[j] = block_mean
+
+
+def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
+    """Count, mean and m2 of a task's columns into `partial`."""
+    cut = partition_of(words)
+    mask = mask_of(words, on, cut)
+    tile, split = task // cut.splits, task % cut.splits
+    columns = tile_columns(cut, tile)
+    width = columns[1] - columns[0]
+    count = partial[split, 0][columns[0] : columns[1]]
+    mean = partial[split, 1][columns[0] : columns[1]]
+    m2 = partial[split, 2][columns[0] : columns[1]]
+    count[:] = 0
+    mean[:] = 0
+    m2[:] = 0
+    starts = np.empty(cut.block_rows, np.int64)
+    number = np.empty(width, np.float64)
+    # Sums of a block are float32; those of the whole, in `absorb`, are float64.
+    pivot = np.zeros(width, coefficients.dtype)
+    sum_1 = np.empty(width, coefficients.dtype)
+    sum_2 = np.empty(width, coefficients.dtype)
+    first, last = split_blocks(cut, split)
+    for block in range(first, last):
+        for attempt in range(2):
+            number[:] = 0
+            sum_1[:] = 0
+            sum_2[:] = 0
+            add_block(
+                x, cut, mask, block, columns, starts, pivot, number, sum_1, sum_2, by_rows, inner
+            )
+            # Where a column begins, its pivot was 0: those sums are good for a pivot only.
+            if attempt > 0 or not choose_pivots(count, number, sum_1, pivot):
+                break
+        absorb(number, sum_1, sum_2, pivot, count, mean, m2)
+
+
+@exact
+def merge_splits(cut, columns, partial):
+    """Merge the moments of all splits into those of the first."""
+    count = partial[0, 0][columns[0] : columns[1]]
+    mean = partial[0, 1][columns[0] : columns[1]]
+    m2 = partial[0, 2][columns[0] : columns[1]]
+    for split in range(1, cut.splits):
+        other_count = partial[split, 0][columns[0] : columns[1]]
+        other_mean = partial[split, 1][columns[0] : columns[1]]
+        other_m2 = partial[split, 2][columns[0] : columns[1]]
+        for j in range(count.size):
+            count[j], mean[j], m2[j] = merge(
+                count[j], mean[j], m2[j], other_count[j], other_mean[j], other_m2[j]
+            )
+
+
+@exact
+def channel_moments(cut, channel, partial):
+    """Count, mean and m2 of a channel: its columns merged."""
+    count, mean, m2 = 0.0, 0.0, 0.0
+    for position in range(cut.fold):
+        first = (position * cut.channels + channel) * cut.repeat
+        for j in range(first, first + cut.repeat):
+            count, mean, m2 = merge(
+                count, mean, m2, partial[0, 0, j], partial[0, 1, j], partial[0, 2, j]
+            )
+    return count, mean, m2
+
+
+def forward_coefficients(
+    x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
+):
+    """From the moments of a tile: what a forward saves, and the coefficients of its columns."""
+    cut = partition_of(words)
+    epsilon, rmin, rmax, dmax = numbers[0], numbers[1], numbers[2], numbers[3]
+    columns = tile_columns(cut, task)
+    merge_splits(cut, columns, partial)
+    first, last = tile_channels(cut, columns[0], columns[1])
+    for channel in range(first, last):
+        count, mean, m2 = channel_moments(cut, channel, partial)
+        variance = variance_of(count, m2)
+        stddev = standard_deviation(variance, epsilon)
+        r, d = 1.0, 0.0
+        if words[RENORM] != 0:
+            r, d = renorm_r_d(
+                mean, stddev, values[REFERENCE_MEAN, channel], values[REFERENCE_STDDEV, channel],
+                epsilon, rmin, rmax, dmax,
+            )  # fmt: skip
+        values[COUNT, channel] = count
+        values[MEAN, channel] = mean
+        values[VARIANCE, channel] = variance
+        values[R, channel] = r
+        values[D, channel] = d
+        scale, shift = scale_shift(
+            values[GAMMA, channel], values[BETA, channel], 1.0 / stddev, r, d
+        )
+        set_columns_in_two(cut, channel, coefficients[MEAN_HIGH], coefficients[MEAN_LOW], mean)
+        set_columns(cut, channel, coefficients[SCALE], scale)
+        set_columns(cut, channel, coefficients[SHIFT], shift)
+
+
+def given_coefficients(
+    x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
+):
+    """The coefficients of a tile, from a mean, a scale (GAMMA) and a shift (BETA) as given."""
+    cut = partition_of(words)
+    columns = tile_columns(cut, task)
+    first, last = tile_channels(cut, columns[0], columns[1])
+    for channel in range(first, last):
+        set_columns_in_two(
+            cut, channel, coefficients[MEAN_HIGH], coefficients[MEAN_LOW], values[MEAN, channel]
+        )
+        set_columns(cut, channel, coefficients[SCALE], values[GAMMA, channel])
+        set_columns(cut, channel, coefficients[SHIFT], values[BETA, channel])
+
+
+def normalize(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
+    """out = (x − mean) · scale + shift over a task, last block first: it is in the cache."""
+    cut = partition_of(words)
+    # Tasks of one tile follow each other: the last split was read last.
+    tile, split = task // cut.splits, cut.splits - 1 - task % cut.splits
+    first_column, last_column = tile_columns(cut, tile)
+    width = last_column - first_column
+    mean_high = coefficients[MEAN_HIGH][first_column:last_column]
+    mean_low = coefficients[MEAN_LOW][first_column:last_column]
+    scale = coefficients[SCALE][first_column:last_column]
+    shift = coefficients[SHIFT][first_column:last_column]
+    first_block, last_block = split_blocks(cut, split)
+    for block in range(last_block - 1, first_block - 1, -1):
+        first_row, last_row, first, last = block_bounds(cut, inner, block)
+        if by_rows is not None:
+            channels_last.normalize_block(
+                x, out, cut.total, cut.columns, first_row, last_row, first_column, width,
+                mean_high, mean_low, scale, shift,
+            )  # fmt: skip
+        if inner is not None:
+            channels_first.normalize_block(
+                x, out, inner, cut.columns, first_row, last_row, first_column, width,
+                first, last, mean_high, mean_low, scale, shift,
+            )  # fmt: skip
+
+
+# Backward
+
+
+def mean_coefficients(
+    x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
+):
+    """The mean of a tile's columns, before the sums need it."""
+    cut = partition_of(words)
+    columns = tile_columns(cut, task)
+    first, last = tile_channels(cut, columns[0], columns[1])
+    for channel in range(first, last):
+        set_columns_in_two(
+            cut, channel, coefficients[MEAN_HIGH], coefficients[MEAN_LOW], values[MEAN, channel]
+        )
+
+
+def gradient_sums(
+    x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
+):
+    """Σ dy and Σ dy · (x − mean) of a task's columns into `partial`."""
+    cut = partition_of(words)
+    tile, split = task // cut.splits, task % cut.splits
+    first_column, last_column = tile_columns(cut, tile)
+    width = last_column - first_column
+    total_dy = partial[split, 0][first_column:last_column]
+    total_dy_x = partial[split, 1][first_column:last_column]
+    total_dy[:] = 0
+    total_dy_x[:] = 0
+    mean_high = coefficients[MEAN_HIGH][first_column:last_column]
+    mean_low = coefficients[MEAN_LOW][first_column:last_column]
+    sum_dy = np.empty(width, coefficients.dtype)
+    sum_dy_x = np.empty(width, coefficients.dtype)
+    first_block, last_block = split_blocks(cut, split)
+    for block in range(first_block, last_block):
+        sum_dy[:] = 0
+        sum_dy_x[:] = 0
+        first_row, last_row, first, last = block_bounds(cut, inner, block)
+        if by_rows is not None:
+            channels_last.gradient_block_sums(
+                dy, x, cut.total, cut.columns, first_row, last_row, first_column, width,
+                mean_high, mean_low, sum_dy, sum_dy_x,
+            )  # fmt: skip
+        if inner is not None:
+            channels_first.gradient_block_sums(
+                dy, x, inner, cut.columns, first_row, last_row, first_column, width,
+                first, last, mean_high, mean_low, sum_dy, sum_dy_x,
+            )  # fmt: skip
+        # float32 for the terms of a block, float64 for the sum of blocks.
+        for j in range(width):
+            total_dy[j] += sum_dy[j]
+            total_dy_x[j] += sum_dy_x[j]
+
+
+def backward_coefficients(
+    x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
+):
+    """From the sums of a tile: dgamma and dbeta, and the coefficients of dx."""
+    cut = partition_of(words)
+    columns = tile_columns(cut, task)
+    first, last = tile_channels(cut, columns[0], columns[1])
+    for channel in range(first, last):
+        sum_dy, sum_dy_x = 0.0, 0.0
+        for split in range(cut.splits):
+            for position in range(cut.fold):
+                column = (position * cut.channels + channel) * cut.repeat
+                for j in range(column, column + cut.repeat):
+                    sum_dy += partial[split, 0, j]
+                    sum_dy_x += partial[split, 1, j]
+        rstd = 1.0 / standard_deviation(values[VARIANCE, channel], numbers[0])
+        sum_dy_xhat = sum_dy_x * rstd
+        r, d = values[R, channel], values[D, channel]
+        values[DGAMMA, channel], values[DBETA, channel] = parameter_gradients(
+            sum_dy, sum_dy_xhat, r, d
+        )
+        scale, mean_dy, slope = input_gradient(
+            values[GAMMA, channel], r, rstd, values[COUNT, channel], sum_dy, sum_dy_xhat
+        )
+        set_columns(cut, channel, coefficients[SCALE], scale)
+        set_columns_in_two(
+            cut, channel, coefficients[MEAN_DY_HIGH], coefficients[MEAN_DY_LOW], mean_dy
+        )
+        set_columns(cut, channel, coefficients[SLOPE], slope)
+
+
+def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
+    """The gradient of x over a task, last block first: it is in the cache."""
+    cut = partition_of(words)
+    mask = mask_of(words, on, cut)
+    tile, split = task // cut.splits, cut.splits - 1 - task % cut.splits
+    first_column, last_column = tile_columns(cut, tile)
+    width = last_column - first_column
+    mean_high = coefficients[MEAN_HIGH][first_column:last_column]
+    mean_low = coefficients[MEAN_LOW][first_column:last_column]
+    scale = coefficients[SCALE][first_column:last_column]
+    mean_dy_high = coefficients[MEAN_DY_HIGH][first_column:last_column]
+    mean_dy_low = coefficients[MEAN_DY_LOW][first_column:last_column]
+    slope = coefficients[SLOPE][first_column:last_column]
+    first_block, last_block = split_blocks(cut, split)
+    for block in range(last_block - 1, first_block - 1, -1):
+        first_row, last_row, first, last = block_bounds(cut, inner, block)
+        if by_rows is not None:
+            channels_last.gradient_block(
+                dy, x, out, cut.total, cut.columns, first_row, last_row, first_column, width,
+                mask, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+            )  # fmt: skip
+        if inner is not None:
+            channels_first.gradient_block(
+                dy, x, out, inner, cut.columns, first_row, last_row, first_column, width,
+                first, last, mask,
+                mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+            )  # fmt: skip
+
+
+def renorm_corrections(mean, stddev, reference_mean, reference_stddev, epsilon, limits, r, d):
+    """`r` and `d` of each channel; every array is (channels,) float64."""
+    rmin, rmax, dmax = limits
+    for channel in range(mean.size):
+        r[channel], d[channel] = renorm_r_d(
+            mean[channel], stddev[channel], reference_mean[channel], reference_stddev[channel],
+            epsilon, rmin, rmax, dmax,
+        )  # fmt: skip

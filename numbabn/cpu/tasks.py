@@ -1,0 +1,154 @@
+"""Running the steps of `kernels` over tasks.
+
+A step is compiled once for a dtype and a layout, as a C function. `run` calls up to four
+of them; it is compiled with `parallel=True` and, from the same body, serial, for small
+work and forked children. Both call the same machine code, so both give the same bits; and
+Numba's parallel pass, which takes seconds over large functions, sees a small one, once
+for all dtypes.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, config, prange, types
+from numba.extending import intrinsic
+
+from . import kernels, threads
+from .compile import c_function, exact, kernel
+from .kernels import COEFFICIENTS, VALUES
+from .partition import Partition
+
+_TOTAL, _CHANNELS, _COLUMNS, _SPLITS = (
+    Partition._fields.index(name) for name in ("total", "channels", "columns", "splits")
+)
+_WORDS, _INNER, _LENGTH, _MASK = kernels.WORDS, kernels.INNER, kernels.LENGTH, kernels.MASK_BYTES
+
+
+def _step(x, dy, out, on, words, numbers, values, partial, coefficients, task):
+    """`step` over memory that is given as pointers; `step` and `by_rows` are bound by name."""
+    head = carray(words, (_WORDS,))
+    total, columns = (head[_TOTAL],), head[_COLUMNS]
+    arrays = (
+        carray(x, total),
+        carray(dy, total),
+        carray(out, total),
+        carray(on, (head[_MASK],)),
+        carray(words, (head[_LENGTH],)),
+        carray(numbers, (4,)),
+        carray(values, (VALUES, head[_CHANNELS])),
+        carray(partial, (head[_SPLITS], 3, columns)),
+        carray(coefficients, (COEFFICIENTS, columns)),
+    )
+    if by_rows:  # noqa: F821
+        step(*arrays, task, True, None)  # noqa: F821
+    else:
+        step(*arrays, task, None, head[_INNER])  # noqa: F821
+
+
+def _call(step, arguments, task):
+    """Run a step on a task; where it is 0, nothing.
+
+    step: address of a C function
+    arguments: tuple of addresses, the step's arguments before `task`
+    """
+    if step:
+        step(*arguments, task)
+
+
+def _compiled_call(typing_context, step, arguments, task):
+    def generate(context, builder, signature, values):
+        address, pointers, task = values
+        word = ir.IntType(64)
+        with builder.if_then(builder.icmp_unsigned("!=", address, word(0))):
+            words = [builder.extract_value(pointers, i) for i in range(signature.args[1].count)]
+            function_type = ir.FunctionType(ir.VoidType(), [word] * (len(words) + 1))
+            function = builder.inttoptr(address, function_type.as_pointer())
+            builder.call(function, [*words, task])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments, types.int64), generate
+
+
+if not config.DISABLE_JIT:
+    _call = intrinsic(_compiled_call)
+
+
+def run(prepare, measure, combine, apply, tiles, splits, arguments):
+    """Run four steps, each the address of a C function, or 0 for none.
+
+    prepare, combine: once for each tile
+    measure, apply: once for each task, a split of a tile
+    arguments: tuple of addresses, the arguments of every step
+    """
+    if splits == 1:
+        # A task has all of its columns: it goes through while they are in the cache.
+        for tile in prange(tiles):
+            _call(prepare, arguments, tile)
+            _call(measure, arguments, tile)
+            _call(combine, arguments, tile)
+            _call(apply, arguments, tile)
+    else:
+        for tile in prange(tiles):
+            _call(prepare, arguments, tile)
+        for task in prange(tiles * splits):
+            _call(measure, arguments, task)
+        for tile in prange(tiles):
+            _call(combine, arguments, tile)
+        for task in prange(tiles * splits):
+            _call(apply, arguments, task)
+
+
+run_serial = kernel(run, "run_serial", parallel=False)
+run_parallel = kernel(run, "run_parallel", parallel=True)
+
+_ELEMENTS = {
+    "float16": (types.uint16, types.float32),
+    "bfloat16": (types.int16, types.float32),
+    "float32": (types.float32, types.float32),
+    "float64": (types.float64, types.float64),
+}
+_steps = {}
+
+
+def step(function, dtype_name, by_rows, inner):
+    """A step of `kernels` as `run` takes it; compiled, or loaded, on first use."""
+    if config.DISABLE_JIT:
+        layout = (True, None) if by_rows else (None, inner)
+        return lambda *arguments: function(*arguments, *layout)
+    key = (function, dtype_name, by_rows)
+    compiled = _steps.get(key)
+    if compiled is None:
+        compiled = _steps[key] = _compile(function, dtype_name, by_rows)
+    return compiled.address
+
+
+def _compile(function, dtype_name, by_rows):
+    element, coefficient = _ELEMENTS[dtype_name]
+    elements = types.CPointer(element)
+    words, doubles = types.CPointer(types.int64), types.CPointer(types.float64)
+    signature = types.void(
+        elements, elements, elements, types.CPointer(types.uint8), words, doubles,
+        doubles, doubles, types.CPointer(coefficient), types.int64,
+    )  # fmt: skip
+    layout = "channels_last" if by_rows else "channels_first"
+    name = f"{function.__name__}_{layout}_{dtype_name}"
+    return c_function(_step, name, signature, step=exact(function), by_rows=by_rows)
+
+
+def memory(array):
+    """An array as `run` takes it among the arguments: its address."""
+    return array if config.DISABLE_JIT else array.__array_interface__["data"][0]
+
+
+def launch(size, steps, cut, arrays):
+    """Run four steps over the tasks of `cut`, on Numba's threads where `size` is worth it.
+
+    steps: of `step`, or None
+    arrays: the steps' arguments before `task`
+    """
+    prepare, measure, combine, apply = (each or 0 for each in steps)
+    arguments = tuple([memory(array) for array in arrays])
+    if threads.is_parallel(size):
+        with threads.launching():
+            run_parallel(prepare, measure, combine, apply, cut.tiles, cut.splits, arguments)
+    else:
+        run_serial(prepare, measure, combine, apply, cut.tiles, cut.splits, arguments)

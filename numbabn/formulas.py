@@ -1,0 +1,97 @@
+"""The mathematics of batch normalization, one value at a time.
+
+Plain functions: each target compiles them for its kernels, and those that say so take
+arrays too, as they are. Every formula stands here and nowhere else.
+
+The symbols are those of Ioffe and Szegedy 2015 (arXiv 1502.03167) and, for `r` and `d`,
+Ioffe 2017 (arXiv 1702.03275, section 3).
+"""
+
+
+def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    """Count, mean and sum of squared deviations of two sets together; numbers or arrays.
+
+    Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for
+    computing sample variances", equation 2.1. An empty set has mean and m2 of 0.
+    """
+    count = count_a + count_b
+    share = count_b / (count + (count == 0))
+    delta = mean_b - mean_a
+    m2 = m2_a + m2_b + delta * (delta * (count_a * share))
+    return count, mean_a + delta * share, m2
+
+
+def block_moments(count, pivot, sum_1, sum_2):
+    """Mean and sum of squared deviations from Σ(x − pivot) and Σ(x − pivot)²."""
+    shift = sum_1 / count
+    m2 = sum_2 - sum_1 * shift
+    # Rounding may leave a hair below zero where every value is the same; NaN passes.
+    if m2 < 0:
+        m2 = 0.0
+    return pivot + shift, m2
+
+
+def variance_of(count, m2):
+    """Biased variance, 0 for an empty set; numbers or arrays."""
+    return m2 / (count + (count == 0))
+
+
+def standard_deviation(variance, epsilon):
+    """sqrt(variance + epsilon); numbers or arrays."""
+    return (variance + epsilon) ** 0.5
+
+
+def renorm_r_d(mean, stddev, reference_mean, reference_stddev, epsilon, rmin, rmax, dmax):
+    """The correction of batch renormalization: `r` and `d` (Ioffe 2017, section 3).
+
+    The reference's standard deviation is floored at sqrt(epsilon), the least that
+    `standard_deviation` gives, so that a reference of zeros divides nothing by zero.
+    """
+    floor = epsilon**0.5
+    if reference_stddev < floor:
+        reference_stddev = floor
+    r = stddev / reference_stddev
+    d = (mean - reference_mean) / reference_stddev
+    # Comparisons rather than min and max: those may lose a NaN.
+    if r < rmin:
+        r = rmin
+    if r > rmax:
+        r = rmax
+    if d < -dmax:
+        d = -dmax
+    if d > dmax:
+        d = dmax
+    return r, d
+
+
+def scale_shift(gamma, beta, rstd, r, d):
+    """`scale` and `shift` of y = (x − mean) · scale + shift."""
+    return gamma * r * rstd, gamma * d + beta
+
+
+def parameter_gradients(sum_dy, sum_dy_xhat, r, d):
+    """dgamma and dbeta from Σ dy and Σ dy · x̂."""
+    return sum_dy_xhat * r + sum_dy * d, sum_dy
+
+
+def input_gradient(gamma, r, rstd, count, sum_dy, sum_dy_xhat):
+    """`scale`, `mean_dy` and `slope` of dx = scale · ((dy − mean_dy) − slope · (x − mean)).
+
+    That is the gradient where the mask is on; where it is off, dx = scale · dy. An empty
+    set depends on nothing: `mean_dy` and `slope` are 0 there.
+    """
+    scale = gamma * r * rstd
+    if count == 0:
+        return scale, 0.0, 0.0
+    return scale, sum_dy / count, sum_dy_xhat * rstd / count
+
+
+def moving_average(moving, batch, momentum):
+    """moving · momentum + batch · (1 − momentum); numbers or arrays."""
+    return moving * momentum + batch * (1 - momentum)
+
+
+def variance_from_stddev(stddev, epsilon):
+    """max(stddev² − epsilon, 0); numbers or arrays."""
+    variance = stddev * stddev - epsilon
+    return variance * (variance > 0)

@@ -1,0 +1,419 @@
+"""The operations on arrays: check, lay out, allocate, call the target, wrap the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import formulas
+from . import layout as lay
+from .layout import Axis, Layout, Mask
+from .renorm import Renorm, RenormClipping
+from .statistics import BatchStatistics
+from .targets import check_target, target_of
+
+Array = Any  # an array of x's library
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a training forward keeps for its backward: per-channel values and the mask.
+
+    Attributes:
+        statistics: the :class:`BatchStatistics` that `x` was normalized with.
+        r, d: the correction of renorm; 1 and 0 without it. Float64, one value a channel.
+    """
+
+    _values: NDArray[np.float64] = field(repr=False)  # (6, channels), as launchers have it
+    _layout: Layout = field(repr=False)
+    _axis: Axis = field(repr=False)
+    _epsilon: float = field(repr=False)
+    _on: NDArray[np.bool_] | None = field(repr=False)
+    _mask: Mask | None = field(repr=False)  # `_on` in canonical form
+
+    @property
+    def statistics(self) -> BatchStatistics:
+        count, mean, variance = (self._layout.unflatten(row) for row in self._values[:3])
+        return BatchStatistics(count, mean, variance)
+
+    @property
+    def r(self) -> NDArray[np.float64]:
+        return self._layout.unflatten(self._values[3])
+
+    @property
+    def d(self) -> NDArray[np.float64]:
+        return self._layout.unflatten(self._values[4])
+
+
+def _prepare(x: Array, axis: Axis) -> tuple[ModuleType, Layout]:
+    target = target_of(x, "x")
+    lay.check_array(x, "x")
+    return target, lay.layout_of(x, axis)
+
+
+class _Output:
+    """An output in the caller's memory order, and in the canonical form that kernels write."""
+
+    def __init__(self, layout: Layout, dtype: Any, out: Array | None) -> None:
+        self.array = layout.empty(dtype) if out is None else out
+        self._layout = layout
+        self._view = layout.view(self.array)
+        # Memory that is not of x's order is written by way of a copy.
+        self.canonical = (
+            np.empty(layout.canonical_shape, dtype) if self._view is None else self._view
+        )
+
+    def finish(self) -> Array:
+        """The output, written."""
+        if self._view is None:
+            self._layout.restore(self.canonical, self.array)
+        return self.array
+
+
+def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) -> BatchStatistics:
+    """Count, mean and biased variance of each channel.
+
+        mean = Σ_S x / n        variance = Σ_S (x − mean)² / n        n = |S|
+
+    where S are the positions of a channel whose mask is on, or all of them. What a
+    masked-out position holds, NaN included, has no effect. Ioffe and Szegedy 2015 (arXiv
+    1502.03167), algorithm 1.
+
+    Args:
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        axis: the channel axis, or a list of them; negative ones count from the last.
+        mask: bool, integer or float, nonzero is on. Of the rank of `x`, or one less (then
+            a last axis is added, whatever `axis` is); each size that of `x`, or 1.
+
+    Returns:
+        A :class:`BatchStatistics` of float64 arrays of shape ``(channels,)``; for a list of
+        several axes, of the rank of `x` with 1 on every reduced axis. Where n is 0, mean
+        and variance are 0.
+
+    Raises:
+        TypeError: `x` is not an array of such floats; `axis` or `mask` has a wrong type.
+        ValueError: `axis` is out of range, or `mask` does not fit.
+
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0], [np.nan, np.nan]])
+    >>> batch_statistics(x, mask=np.array([True, True, False])).mean
+    array([ 2., 20.])
+    """
+    target, layout = _prepare(x, axis)
+    on = lay.check_mask(mask, x)
+    values = target.statistics(layout.canonical(x), lay.canonical_mask(on, layout))
+    count, mean, variance = (layout.unflatten(row) for row in values[:3])
+    return BatchStatistics(count, mean, variance)
+
+
+def normalize(
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: Axis = -1,
+    epsilon: float = 1e-3,
+    out: Array | None = None,
+) -> Array:
+    """Normalize by statistics that are given: batch normalization's inference.
+
+        y = gamma · (x − mean) / sqrt(variance + epsilon) + beta
+
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 2. The subtraction comes first and
+    carries more than float32, so data far from 0 lose nothing.
+
+    Args:
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        mean, variance: one value a channel: ``(channels,)``, or for a list of several axes
+            the rank of `x` with 1 on every reduced axis.
+        gamma, beta: as `mean`; None for 1 and 0.
+        axis: the channel axis, or a list of them.
+        epsilon: added to the variance.
+        out: where to write the result; of the shape and dtype of `x`, possibly `x` itself.
+
+    Returns:
+        `out`, or a new array of the dtype and memory order of `x`.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or value, or an `out` that overlaps an input otherwise.
+
+    >>> import numpy as np
+    >>> normalize(np.array([[1.0, 2.0], [3.0, 6.0]]), [2.0, 4.0], [1.0, 4.0], epsilon=1e-12)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    target, layout = _prepare(x, axis)
+    epsilon = lay.check_epsilon(epsilon)
+    flat_mean, scale, shift = _scale_shift(layout, mean, variance, gamma, beta, epsilon)
+    if out is not None:
+        inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
+        lay.check_out(out, x, inputs, over=("x",))
+    result = _Output(layout, x.dtype, out)
+    target.normalize(layout.canonical(x), flat_mean, scale, shift, result.canonical)
+    return result.finish()
+
+
+def _scale_shift(
+    layout: Layout, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float
+) -> tuple[NDArray[np.float64], Any, Any]:
+    """The mean, and `scale` and `shift` of y = (x − mean) · scale + shift."""
+    flat_mean = lay.channel_values(mean, "mean", layout)
+    stddev = formulas.standard_deviation(lay.channel_values(variance, "variance", layout), epsilon)
+    flat_gamma = _optional(gamma, "gamma", layout, 1.0)
+    flat_beta = _optional(beta, "beta", layout, 0.0)
+    return flat_mean, *formulas.scale_shift(flat_gamma, flat_beta, 1 / stddev, 1.0, 0.0)
+
+
+def _optional(values: Array | None, name: str, layout: Layout, default: float) -> Any:
+    return default if values is None else lay.channel_values(values, name, layout)
+
+
+def normalize_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None = None,
+    *,
+    axis: Axis = -1,
+    epsilon: float = 1e-3,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """The gradient of :func:`normalize`, whose statistics are constants.
+
+        dx = gamma · rstd · dy      dgamma = Σ dy · x̂      dbeta = Σ dy
+        rstd = 1 / sqrt(variance + epsilon)      x̂ = (x − mean) · rstd
+
+    Where `dy` is 0 nothing is added, whatever `x` holds there.
+
+    Args:
+        dy: the gradient with respect to the result; of the shape and dtype of `x`.
+        x, mean, variance, gamma, axis, epsilon: as they were given to :func:`normalize`.
+        out: where to write `dx`; possibly `dy` or `x` itself.
+
+    Returns:
+        dx, of the dtype and memory order of `x`, and dgamma and dbeta, one value a
+        channel: float64 where `x` is, otherwise float32.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or value, or an `out` that overlaps an input otherwise.
+
+    >>> import numpy as np
+    >>> x, ones = np.array([[1.0], [3.0]]), np.ones((2, 1))
+    >>> dx, dgamma, dbeta = normalize_backward(ones, x, [2.0], [0.25], epsilon=1e-12)
+    >>> dx.ravel(), dgamma, dbeta
+    (array([2., 2.]), array([0.]), array([2.]))
+    """
+    target, layout = _prepare(x, axis)
+    epsilon = lay.check_epsilon(epsilon)
+    flat_mean = lay.channel_values(mean, "mean", layout)
+    flat_variance = lay.channel_values(variance, "variance", layout)
+    values = np.ones((6, layout.channels))
+    values[1], values[2], values[4] = flat_mean, flat_variance, 0.0
+    values[5] = _optional(gamma, "gamma", layout, 1.0)
+    inputs = {"mean": mean, "variance": variance, "gamma": gamma}
+    return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs)
+
+
+def renorm_correction(
+    mean: Array,
+    variance: Array,
+    renorm_mean: Array,
+    renorm_stddev: Array,
+    *,
+    epsilon: float = 1e-3,
+    clipping: RenormClipping | dict[str, float] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The correction of batch renormalization: how far a batch is from its reference.
+
+        r = clip(s / renorm_stddev, rmin, rmax)         s = sqrt(variance + epsilon)
+        d = clip((mean − renorm_mean) / renorm_stddev, −dmax, dmax)
+
+    A `renorm_stddev` below sqrt(epsilon) counts as sqrt(epsilon). Ioffe 2017 (arXiv
+    1702.03275), section 3.
+
+    Args:
+        mean, variance: statistics of a batch, arrays of one shape.
+        renorm_mean, renorm_stddev: the reference, of the same shape.
+        epsilon: added to the variance.
+        clipping: a :class:`RenormClipping`, a dictionary with its keys, or None for no limits.
+
+    Returns:
+        r and d, float64, of the shape of `mean`.
+
+    Raises:
+        TypeError: something other than real numbers.
+        ValueError: the shapes differ, or a value is out of range.
+
+    >>> r, d = renorm_correction([3.0], [4.0], [0.0], [1.0], epsilon=1e-9, clipping={"dmax": 1})
+    >>> r.round(6), d
+    (array([2.]), array([1.]))
+    """
+    epsilon = lay.check_epsilon(epsilon)
+    limits = RenormClipping.of(clipping).limits
+    first = np.asarray(mean)
+    arrays = [
+        lay.real_values(values, name, first.shape).reshape(-1)
+        for name, values in (
+            ("mean", mean),
+            ("variance", variance),
+            ("renorm_mean", renorm_mean),
+            ("renorm_stddev", renorm_stddev),
+        )
+    ]
+    stddev = formulas.standard_deviation(arrays[1], epsilon)
+    reference = (arrays[2], arrays[3], limits)
+    r, d = target_of(first, "mean").renorm_correction(arrays[0], stddev, epsilon, reference)
+    return r.reshape(first.shape), d.reshape(first.shape)
+
+
+def batch_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: Axis = -1,
+    mask: Array | None = None,
+    epsilon: float = 1e-3,
+    renorm: Renorm | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Saved]:
+    """Normalize by the batch's own statistics: the forward pass of training.
+
+        y = gamma · (x̂ · r + d) + beta
+        x̂ = (x − mean) / sqrt(variance + epsilon)
+
+    with mean and variance as :func:`batch_statistics` takes them (the mask decides what
+    enters them; every position is normalized), and r = 1, d = 0 unless `renorm` is given;
+    then as :func:`renorm_correction`. Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm
+    1; Ioffe 2017 (arXiv 1702.03275), section 3.
+
+    Args:
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        gamma, beta: one value a channel: ``(channels,)``, or for a list of several axes
+            the rank of `x` with 1 on every reduced axis; None for 1 and 0.
+        axis: the channel axis, or a list of them.
+        mask: as for :func:`batch_statistics`.
+        epsilon: added to the variance.
+        renorm: a :class:`Renorm`, the reference to correct against.
+        out: where to write `y`; of the shape and dtype of `x`, and apart from it, since
+            the backward pass reads `x` again.
+
+    Returns:
+        y, of the dtype and memory order of `x`, and what :func:`batch_norm_backward`
+        needs: per-channel values and the mask, with the attributes `statistics`, `r`, `d`.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or value, or an `out` that overlaps an input.
+
+    >>> import numpy as np
+    >>> y, saved = batch_norm_forward(np.array([[1.0], [3.0]]), epsilon=1e-12)
+    >>> y.ravel(), saved.statistics.mean
+    (array([-1.,  1.]), array([2.]))
+    """
+    target, layout = _prepare(x, axis)
+    epsilon = lay.check_epsilon(epsilon)
+    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
+    flat_beta = None if beta is None else lay.channel_values(beta, "beta", layout)
+    reference = _reference(renorm, layout)
+    on = lay.check_mask(mask, x)
+    if out is not None:
+        lay.check_out(out, x, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
+    canonical_mask = lay.canonical_mask(on, layout)
+    result = _Output(layout, x.dtype, out)
+    values = target.forward(
+        layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference,
+        result.canonical,
+    )  # fmt: skip
+    return result.finish(), Saved(values, layout, axis, epsilon, on, canonical_mask)
+
+
+def _reference(renorm: Renorm | None, layout: Layout) -> tuple[Any, Any, Any] | None:
+    if renorm is None:
+        return None
+    if not isinstance(renorm, Renorm):
+        raise TypeError(f"renorm must be a Renorm, got {type(renorm).__name__}")
+    return (
+        lay.channel_values(renorm.mean, "renorm.mean", layout),
+        lay.channel_values(renorm.stddev, "renorm.stddev", layout),
+        renorm.clipping.limits,
+    )
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, saved: Saved, *, out: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """The gradient of :func:`batch_norm_forward`, exact for masked positions too.
+
+        dbeta  = Σ_A dy
+        dgamma = Σ_A dy · (x̂ · r + d)
+        dx     = g · (dy − on · (Σ_A dy + x̂ · Σ_A dy · x̂) / n)      g = gamma · r · rstd
+
+    over all positions A; `on` is 1 where the mask is on and 0 elsewhere. r and d are
+    constants. Where `dy` is 0 nothing is added, whatever `x` holds there: padding with NaN
+    under a masked loss leaves every gradient finite. Ioffe and Szegedy 2015 (arXiv
+    1502.03167), section 3; Ioffe 2017 (arXiv 1702.03275), section 3.
+
+    Args:
+        dy: the gradient with respect to `y`; of the shape and dtype of `x`.
+        x: what was given to the forward pass, unchanged.
+        saved: what the forward pass returned.
+        out: where to write `dx`; possibly `dy` or `x` itself.
+
+    Returns:
+        dx, of the dtype and memory order of `x`, and dgamma and dbeta, one value a
+        channel: float64 where `x` is, otherwise float32.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, or an `out` that overlaps an input otherwise.
+
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, saved = batch_norm_forward(x)
+    >>> dx, dgamma, dbeta = batch_norm_backward(np.ones_like(x), x, saved)
+    >>> dx.ravel(), dbeta
+    (array([0., 0., 0.]), array([3.]))
+    """
+    if not isinstance(saved, Saved):
+        raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
+    target = target_of(x, "x")
+    lay.check_array(x, "x")
+    if x.shape != saved._layout.shape:
+        raise ValueError(
+            f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
+        )
+    layout, values, mask = lay.layout_of(x, saved._axis), saved._values, saved._mask
+    if layout.order != saved._layout.order:
+        # The same values in another memory order.
+        values = np.stack([layout.flatten(saved._layout.unflatten(row)) for row in values])
+        mask = lay.canonical_mask(saved._on, layout)
+    return _backward(target, layout, dy, x, values, saved._epsilon, mask, True, out, {})
+
+
+def _backward(
+    target: ModuleType, layout: Layout, dy: Array, x: Array, values: NDArray[np.float64],
+    epsilon: float, mask: Mask | None, training: bool, out: Array | None,
+    inputs: dict[str, Array],
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    check_target(dy, "dy", x)
+    lay.check_like(dy, "dy", x)
+    if out is not None:
+        lay.check_out(out, x, {"dy": dy, "x": x, **inputs}, over=("dy", "x"))
+    result = _Output(layout, x.dtype, out)
+    dgamma, dbeta = target.backward(
+        layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training,
+        result.canonical,
+    )  # fmt: skip
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    parameters = (layout.unflatten(values.astype(dtype)) for values in (dgamma, dbeta))
+    return result.finish(), *parameters

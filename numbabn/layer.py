@@ -1,0 +1,355 @@
+"""The layer over arrays: parameters, moving statistics, and which mode a call runs in."""
+
+from __future__ import annotations
+
+import os
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import formulas
+from .functional import (
+    Array,
+    Saved,
+    batch_norm_backward,
+    batch_norm_forward,
+    normalize,
+    normalize_backward,
+)
+from .layout import Axis, check_array, check_epsilon, check_momentum, layout_of
+from .renorm import Renorm, RenormClipping
+from .targets import target_of
+
+# In Keras's order. gamma and beta are trainable; the last three exist with renorm only.
+_TRAINABLE = ("gamma", "beta")
+_MOVING = ("moving_mean", "moving_variance")
+_RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
+_ONES = ("gamma", "moving_variance", "moving_stddev", "renorm_stddev")
+
+
+def _parameter_dtype(dtype: Any) -> np.dtype[Any]:
+    resolved = np.dtype(dtype)
+    if resolved not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype must be float32 or float64, got {resolved.name}")
+    return resolved
+
+
+def _weight(name: str) -> property:
+    def get(self: BatchNormalization) -> NDArray[Any] | None:
+        return self._weights.get(name)
+
+    def set(self: BatchNormalization, values: Any) -> None:
+        if name not in self._weights:
+            reason = "has none" if name not in self._names() else "is not built yet"
+            raise AttributeError(f"{name} cannot be set: the layer {reason}")
+        old = self._weights[name]
+        new = np.array(values, old.dtype)
+        if new.shape != old.shape:
+            raise ValueError(f"{name} must have shape {old.shape}, got {new.shape}")
+        self._weights = {**self._weights, name: new}
+
+    return property(get, set, doc=f"{name}, one value a channel; None where there is none.")
+
+
+class BatchNormalization:
+    """Batch normalization over arrays, with parameters and moving statistics of its own.
+
+    In training, ``y = gamma · (x̂ · r + d) + beta`` as :func:`numbabn.batch_norm_forward`,
+    and the moving statistics move: ``moving · momentum + batch · (1 − momentum)``. A channel
+    whose mask is off everywhere keeps its moving statistics. In inference the moving
+    statistics normalize, as :func:`numbabn.normalize`.
+
+    With `renorm`, the batch is corrected against a reference (Ioffe 2017, arXiv 1702.03275):
+
+    - `renorm_momentum` a number: against `renorm_mean` and `renorm_stddev`, which move by
+      it; `moving_mean` and `moving_stddev` move by `momentum`, and ``moving_variance =
+      max(moving_stddev² − epsilon, 0)``. This is how Keras 3 does it.
+    - `renorm_momentum` None: against `moving_mean` and ``sqrt(moving_variance + epsilon)``;
+      no other statistics exist.
+
+    Args:
+        axis: the channel axis, or a list of them; negative ones count from the last.
+        momentum: of the moving statistics, in [0, 1].
+        epsilon: added to the variance.
+        center, scale: whether there is a `beta`, a `gamma`.
+        renorm: whether to correct the batch's statistics against moving ones.
+        renorm_clipping: a :class:`numbabn.RenormClipping`, a dictionary with keys among
+            rmin, rmax and dmax, or None for no limits. May be replaced between steps.
+        renorm_momentum: of the reference, in [0, 1]; None to share the moving statistics.
+        dtype: of the parameters, "float32" or "float64"; None follows the first input:
+            float64 for float64, float32 for all others.
+
+    Attributes:
+        gamma, beta, moving_mean, moving_variance, moving_stddev, renorm_mean,
+        renorm_stddev: arrays, one value a channel; None where the layer has none, and
+            before the first call or :meth:`build`.
+        weights: all of them that exist, name to array, in Keras's order.
+        gradients: what the last :meth:`backward` found for gamma and beta, by name.
+        trainable: False to run in inference mode whatever `training` says.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range.
+
+    >>> import numpy as np
+    >>> layer = BatchNormalization(momentum=0.9, renorm=True, renorm_clipping={"rmax": 3})
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, (32, 4)).astype(np.float32)
+    >>> y = layer(x, training=True)
+    >>> dx = layer.backward(np.ones_like(y))
+    >>> sorted(layer.gradients), layer.moving_mean.dtype, list(layer.weights)[:2]
+    (['beta', 'gamma'], dtype('float32'), ['gamma', 'beta'])
+    """
+
+    gamma = _weight("gamma")
+    beta = _weight("beta")
+    moving_mean = _weight("moving_mean")
+    moving_variance = _weight("moving_variance")
+    moving_stddev = _weight("moving_stddev")
+    renorm_mean = _weight("renorm_mean")
+    renorm_stddev = _weight("renorm_stddev")
+
+    def __init__(
+        self,
+        axis: Axis = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        *,
+        renorm: bool = False,
+        renorm_clipping: RenormClipping | dict[str, float] | None = None,
+        renorm_momentum: float | None = 0.99,
+        dtype: Any = None,
+    ) -> None:
+        self.axis = list(axis) if isinstance(axis, tuple) else axis
+        self.momentum = check_momentum(momentum, "momentum")
+        self.epsilon = check_epsilon(epsilon)
+        self.center = bool(center)
+        self.scale = bool(scale)
+        self.renorm = bool(renorm)
+        self.renorm_clipping = renorm_clipping
+        self.renorm_momentum = (
+            None if renorm_momentum is None else check_momentum(renorm_momentum, "renorm_momentum")
+        )
+        self.dtype = None if dtype is None else _parameter_dtype(dtype)
+        self.trainable = True
+        self.gradients: dict[str, NDArray[Any]] = {}
+        self._weights: dict[str, NDArray[Any]] = {}
+        # The last training call: its input, and what its backward needs.
+        self._taped: tuple[Array, Saved | None] | None = None
+
+    @property
+    def renorm_clipping(self) -> RenormClipping:
+        """The limits of the correction."""
+        return self._renorm_clipping
+
+    @renorm_clipping.setter
+    def renorm_clipping(self, clipping: RenormClipping | dict[str, float] | None) -> None:
+        self._renorm_clipping = RenormClipping.of(clipping)
+
+    @property
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """The parameters and moving statistics that exist, by name, in Keras's order."""
+        return dict(self._weights)
+
+    def _names(self) -> list[str]:
+        names = [name for name, exists in (("gamma", self.scale), ("beta", self.center)) if exists]
+        separate = self.renorm and self.renorm_momentum is not None
+        return [*names, *_MOVING, *(_RENORM if separate else ())]
+
+    def build(self, shape: int | tuple[int, ...], dtype: Any = None) -> None:
+        """Make the parameters, fresh: ones for gamma and what is a spread, zeros else.
+
+        Args:
+            shape: the number of channels; for a list of several axes, the shape of an
+                input with 1 on every reduced axis.
+            dtype: the parameters' dtype where the layer was made without one.
+        """
+        dtype = self.dtype or _parameter_dtype(dtype or np.float32)
+        self._weights = {
+            name: np.full(shape, 1.0 if name in _ONES else 0.0, dtype) for name in self._names()
+        }
+
+    def __call__(self, x: Array, training: bool = False, mask: Array | None = None) -> Array:
+        """Normalize `x`; with `training`, by its own statistics, which the moving ones follow.
+
+        Args:
+            x: float16, bfloat16, float32 or float64, in any memory order.
+            training: whether this is a training step. A layer that is not `trainable` runs
+                in inference mode all the same.
+            mask: as for :func:`numbabn.batch_statistics`; used in training only.
+
+        Returns:
+            y, of the shape, dtype and memory order of `x`.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a shape that does not fit. The layer stays as it was.
+        """
+        if not self._weights:
+            return self._first_call(x, training, mask)
+        if not (training and self.trainable):
+            y = normalize(
+                x, self.moving_mean, self.moving_variance, self.gamma, self.beta,
+                axis=self.axis, epsilon=self.epsilon,
+            )  # fmt: skip
+            if training:
+                self._taped = (x, None)
+            return y
+        y, saved = batch_norm_forward(
+            x, self.gamma, self.beta,
+            axis=self.axis, mask=mask, epsilon=self.epsilon, renorm=self._reference(),
+        )  # fmt: skip
+        # One assignment: an interrupt leaves all of the weights as they were, or none.
+        self._weights = self._moved(saved)
+        self._taped = (x, saved)
+        return y
+
+    def _first_call(self, x: Array, training: bool, mask: Array | None) -> Array:
+        """Make the parameters after `x`, and keep them if the call succeeds."""
+        target_of(x, "x")
+        check_array(x, "x")
+        wide = np.float64 if x.dtype == np.float64 else np.float32
+        self.build(layout_of(x, self.axis).channel_shape, wide)
+        try:
+            return self(x, training, mask)
+        except BaseException:
+            self._weights = {}
+            raise
+
+    def _reference(self) -> Renorm | None:
+        if not self.renorm:
+            return None
+        if self.renorm_momentum is None:
+            variance = self._weights["moving_variance"].astype(np.float64)
+            stddev = formulas.standard_deviation(variance, self.epsilon)
+            return Renorm(self._weights["moving_mean"], stddev, self.renorm_clipping)
+        mean, stddev = self._weights["renorm_mean"], self._weights["renorm_stddev"]
+        return Renorm(mean, stddev, self.renorm_clipping)
+
+    def _moved(self, saved: Saved) -> dict[str, NDArray[Any]]:
+        """The weights after the batch: those that move, moved."""
+        statistics = saved.statistics
+        batch = {
+            "mean": statistics.mean,
+            "variance": statistics.variance,
+            "stddev": formulas.standard_deviation(statistics.variance, self.epsilon),
+        }
+        moved: dict[str, Any] = {}
+
+        def move(name: str, momentum: float) -> None:
+            moving = self._weights[name].astype(np.float64)
+            moved[name] = formulas.moving_average(moving, batch[name.split("_")[1]], momentum)
+
+        move("moving_mean", self.momentum)
+        if "moving_stddev" in self._weights:
+            move("moving_stddev", self.momentum)
+            moved["moving_variance"] = formulas.variance_from_stddev(
+                moved["moving_stddev"], self.epsilon
+            )
+            move("renorm_mean", self.renorm_momentum)
+            move("renorm_stddev", self.renorm_momentum)
+        else:
+            move("moving_variance", self.momentum)
+        weights = dict(self._weights)
+        for name, values in moved.items():
+            old = weights[name]
+            # A channel without a single element has nothing to move to.
+            weights[name] = np.where(statistics.count > 0, values, old).astype(old.dtype)
+        return weights
+
+    def backward(self, dy: Array) -> Array:
+        """The gradient of the last training call; fills `gradients` for gamma and beta.
+
+        Args:
+            dy: the gradient with respect to that call's result, of its shape and dtype.
+
+        Returns:
+            dx, as :func:`numbabn.batch_norm_backward`; where the layer was not `trainable`,
+            as :func:`numbabn.normalize_backward`, and `gradients` is empty.
+
+        Raises:
+            RuntimeError: there was no training call.
+            TypeError, ValueError: `dy` does not fit.
+        """
+        if self._taped is None:
+            raise RuntimeError("backward needs a training call before it: layer(x, training=True)")
+        x, saved = self._taped
+        if saved is None:
+            dx, _, _ = normalize_backward(
+                dy, x, self.moving_mean, self.moving_variance, self.gamma,
+                axis=self.axis, epsilon=self.epsilon,
+            )  # fmt: skip
+            self.gradients = {}
+            return dx
+        dx, dgamma, dbeta = batch_norm_backward(dy, x, saved)
+        found = {"gamma": dgamma, "beta": dbeta}
+        self.gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
+        return dx
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make such a layer again; JSON-able (infinite limits are left out)."""
+        clipping = self.renorm_clipping
+        limits = zip(("rmin", "rmax", "dmax"), clipping.limits, strict=True)
+        return {
+            "axis": self.axis,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+            "renorm": self.renorm,
+            "renorm_clipping": {name: limit for name, limit in limits if isfinite(limit)},
+            "renorm_momentum": self.renorm_momentum,
+            "dtype": None if self.dtype is None else self.dtype.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BatchNormalization:
+        """A new layer, without weights, from what `get_config` gave."""
+        return cls(**config)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights to an npz file, under their names.
+
+        Raises:
+            RuntimeError: there are none yet.
+        """
+        if not self._weights:
+            raise RuntimeError("the layer has no weights to save: call it or build it first")
+        with open(path, "wb") as file:
+            np.savez(file, **self._weights)
+
+    def load(self, path: str | os.PathLike[str]) -> BatchNormalization:
+        """Take the weights from an npz file that `save` wrote; returns the layer.
+
+        Raises:
+            ValueError: the file holds other weights, or of other shapes, than the layer.
+        """
+        with np.load(path) as file:
+            loaded = {name: file[name] for name in file.files}
+        names = self._names()
+        if sorted(loaded) != sorted(names):
+            raise ValueError(
+                f"{os.fspath(path)} holds the weights {sorted(loaded)}, "
+                f"this layer has {sorted(names)}"
+            )
+        for name, weight in self._weights.items():
+            if loaded[name].shape != weight.shape:
+                raise ValueError(
+                    f"{os.fspath(path)} holds {name} of shape {loaded[name].shape}, "
+                    f"this layer has {weight.shape}"
+                )
+        self._weights = {
+            name: loaded[name].astype(self.dtype or loaded[name].dtype) for name in names
+        }
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The input of the last call can be large, and belongs to the caller.
+        return {**self.__dict__, "_taped": None}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"BatchNormalization({arguments})"

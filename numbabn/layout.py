@@ -1,0 +1,324 @@
+"""Axes, memory order and masks, brought to a canonical form; and what is refused.
+
+Batch normalization does not care about the order of the reduced axes. So an array in any
+dense memory order is ``(outer, channels, inner)`` over its memory, without a copy:
+channels-last has ``inner = 1``, channels-first more. Only arrays with gaps (slices), and
+channel axes that other axes lie between in memory, are copied.
+
+Everything that a caller may pass wrongly is checked here. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import lru_cache
+from math import inf, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Axis = Any  # int | Sequence[int]: what callers pass as `axis`
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+class Mask(NamedTuple):
+    """A mask in canonical form.
+
+    on: uint8, nonzero is on; (outer, inner) where `axes` is None, otherwise flat
+    axes: None for a mask that is the same for every channel; otherwise where an element's
+        byte is, as steps in `on`: sizes and strides of the outer axes, slowest first, and
+        the steps to each channel (channels,) and inner position (inner,)
+    """
+
+    on: NDArray[np.uint8]
+    axes: tuple[NDArray[np.int64], ...] | None
+
+
+class Layout(NamedTuple):
+    """How the arrays of one call lie in memory, and where their channels are."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]  # the channel axes, ascending
+    memory: tuple[int, ...]  # the axes, slowest first, as x has them in memory
+    order: tuple[int, ...]  # the same as the kernels get them: the channel axes adjacent
+    canonical_shape: tuple[int, int, int]  # (outer, channels, inner)
+    channel_shape: tuple[int, ...]  # what per-channel arrays look like to the caller
+
+    @property
+    def channels(self) -> int:
+        """How many channels there are."""
+        return self.canonical_shape[1]
+
+    def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
+        """`array` as (outer, channels, inner): a view where its memory allows, else a copy."""
+        view = self.view(array)
+        if view is None:
+            ordered = np.ascontiguousarray(array.transpose(self.order))
+            view = ordered.reshape(self.canonical_shape)
+        return view
+
+    def view(self, array: NDArray[Any]) -> NDArray[Any] | None:
+        """`array` as (outer, channels, inner) without a copy, or None."""
+        ordered = array.transpose(self.order)
+        if ordered.flags.c_contiguous and ordered.flags.aligned:
+            return ordered.reshape(self.canonical_shape)
+        return None
+
+    def restore(self, canonical: NDArray[Any], array: NDArray[Any]) -> None:
+        """Write an (outer, channels, inner) array into `array`."""
+        ordered = array.transpose(self.order)
+        ordered[...] = canonical.reshape(ordered.shape)
+
+    def empty(self, dtype: Any) -> NDArray[Any]:
+        """A new array of x's shape, in x's memory order."""
+        memory = np.empty([self.shape[axis] for axis in self.memory], dtype)
+        return memory.transpose(_inverse(self.memory))
+
+    def flatten(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Per-channel values as the caller has them -> (channels,)."""
+        if len(self.axes) == 1:
+            return values
+        return values.transpose(self.order).reshape(-1)
+
+    def unflatten(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(channels,) -> per-channel values as the caller has them."""
+        if len(self.axes) == 1:
+            return values
+        ordered = values.reshape([self.channel_shape[axis] for axis in self.order])
+        return ordered.transpose(_inverse(self.order))
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def layout_of(x: NDArray[Any], axis: Axis) -> Layout:
+    """The layout of `x` with its channels along `axis`.
+
+    Raises:
+        TypeError: `axis` is neither an int nor a list of ints.
+        ValueError: `axis` is out of range, named twice, empty, or every axis that x has.
+    """
+    if not isinstance(axis, int):
+        try:
+            axis = operator.index(axis)
+        except TypeError:
+            axis = _axis_list(axis)
+    elif isinstance(axis, bool):
+        raise TypeError(f"axis must be an int or a list of ints, got {axis}")
+    return _layout(x.shape, x.strides, axis)
+
+
+def _axis_list(axis: Axis) -> tuple[int, ...]:
+    if isinstance(axis, (list, tuple)) and not any(isinstance(each, bool) for each in axis):
+        try:
+            return tuple(operator.index(each) for each in axis)
+        except TypeError:
+            pass  # One message for everything that is not a list of ints, below.
+    raise TypeError(f"axis must be an int or a list of ints, got {axis!r}")
+
+
+@lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axis: int | tuple[int]) -> Layout:
+    axes = _channel_axes(shape, axis)
+    # Axes of size 1 have no place of their own in memory: they go first.
+    single = [i for i in range(len(shape)) if shape[i] == 1]
+    memory = [i for i in range(len(shape)) if shape[i] != 1]
+    # Where a step is 0 (a broadcast array, or an empty one) memory has no order to follow.
+    if 0 not in shape and all(strides[i] for i in memory):
+        memory.sort(key=lambda i: -abs(strides[i]))
+    order = memory
+    places = [place for place, i in enumerate(memory) if i in axes]
+    if places and places[-1] - places[0] + 1 != len(places):
+        order = [i for i in memory if i not in axes] + [i for i in memory if i in axes]
+        places = list(range(len(order) - len(places), len(order)))
+    # A single channel has no axis here: its elements are one run.
+    low, high = (places[0], places[-1]) if places else (0, -1)
+    sizes = [shape[i] for i in order]
+    canonical = (prod(sizes[:low]), prod(sizes[low : high + 1]), prod(sizes[high + 1 :]))
+    if len(axes) == 1:
+        channel_shape: tuple[int, ...] = (shape[axes[0]],)
+    else:
+        channel_shape = tuple(shape[i] if i in axes else 1 for i in range(len(shape)))
+    return Layout(shape, axes, (*single, *memory), (*single, *order), canonical, channel_shape)
+
+
+def _channel_axes(shape: tuple[int, ...], axis: int | tuple[int]) -> tuple[int, ...]:
+    rank = len(shape)
+    if rank == 0:
+        raise ValueError("x must have at least 2 axes, got a single number of shape ()")
+    named = (axis,) if isinstance(axis, int) else axis
+    if not named:
+        raise ValueError("axis must name at least one axis, got an empty list")
+    for each in named:
+        if not -rank <= each < rank:
+            raise ValueError(
+                f"axis {each} is out of range for x of shape {shape}: "
+                f"expected {-rank} to {rank - 1}"
+            )
+    axes = tuple(sorted(each % rank for each in named))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must name each axis once, got {list(named)} for shape {shape}")
+    if len(axes) == rank:
+        raise ValueError(
+            f"x must have an axis besides the channel axis to take statistics over, "
+            f"got shape {shape} with axis={axis if isinstance(axis, int) else list(axis)}"
+        )
+    return axes
+
+
+@lru_cache(maxsize=64)
+def float_name(dtype: np.dtype[Any]) -> str | None:
+    """The name of a dtype that kernels compute with, else None."""
+    return dtype.name if dtype.name in FLOATS and dtype.isnative else None
+
+
+def check_array(x: Any, name: str) -> None:
+    """Raise TypeError unless `x` holds floats that kernels compute with."""
+    if float_name(x.dtype) is None:
+        order = "" if x.dtype.isnative else " in another byte order than this machine's"
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype.name}{order}"
+        )
+
+
+def check_like(array: Any, name: str, x: NDArray[Any]) -> None:
+    """Raise unless `array` has the shape and dtype of `x`."""
+    check_array(array, name)
+    if array.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {array.shape}")
+    if array.dtype != x.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {array.dtype}")
+
+
+def check_out(
+    out: NDArray[Any], x: NDArray[Any], inputs: dict[str, Any], over: tuple[str, ...] = ()
+) -> None:
+    """Raise unless results shaped as `x` can be written to `out` while `inputs` are read.
+
+    over: names of the inputs that `out` may be, element for element
+    """
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    check_like(out, "out", x)
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    for name, array in inputs.items():
+        if not isinstance(array, np.ndarray) or not np.shares_memory(out, array):
+            continue
+        same = (
+            name in over
+            and out.strides == array.strides
+            and out.__array_interface__["data"][0] == array.__array_interface__["data"][0]
+        )
+        if not same:
+            allowed = f"only be {' or '.join(over)} itself" if over else "not be an input"
+            raise ValueError(
+                f"out overlaps {name} in memory, which would give wrong results; it may {allowed}"
+            )
+
+
+def check_epsilon(epsilon: Any) -> float:
+    """`epsilon` as a float; ValueError unless it is positive and finite."""
+    return _number(epsilon, "epsilon", lambda value: 0 < value < inf, "a positive number")
+
+
+def check_momentum(momentum: Any, name: str) -> float:
+    """`momentum` as a float; ValueError unless it is in [0, 1]."""
+    return _number(momentum, name, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _number(value: Any, name: str, accepts: Any, expected: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from error
+    if not accepts(number):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+    return number
+
+
+def channel_values(values: Any, name: str, layout: Layout) -> NDArray[np.float64]:
+    """Per-channel values as (channels,) float64."""
+    array = _real(values, name)
+    if array.shape != layout.channel_shape:
+        raise ValueError(
+            f"{name} must have shape {layout.channel_shape}, one value for each channel of x, "
+            f"got {array.shape}"
+        )
+    return layout.flatten(array.astype(np.float64, copy=False))
+
+
+def real_values(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Values of a given shape as float64."""
+    array = _real(values, name)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape of mean, {shape}, got {array.shape}")
+    return array.astype(np.float64, copy=False)
+
+
+def _real(values: Any, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
+    return array
+
+
+def check_mask(mask: Any, x: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """`mask` as a bool array of x's rank, each size x's or 1; None stays None.
+
+    Two forms are accepted: the rank of `x`, or one less; then a last axis is added.
+
+    Raises:
+        TypeError: its dtype is neither bool nor a real number.
+        ValueError: its shape fits in neither form.
+    """
+    if mask is None:
+        return None
+    on = np.asarray(mask)
+    if on.dtype.kind not in "bfiu" and float_name(on.dtype) is None:
+        raise TypeError(f"mask must hold bools or real numbers, got {on.dtype.name}")
+    full = on[..., None] if on.ndim == x.ndim - 1 else on
+    if full.ndim != x.ndim or any(
+        size not in (1, expected) for size, expected in zip(full.shape, x.shape, strict=True)
+    ):
+        raise ValueError(
+            f"mask of shape {on.shape} does not fit x of shape {x.shape}: expected the rank of x, "
+            "or one less (then a last axis is added), and each size to be that of x or 1"
+        )
+    return full if full.dtype == np.bool_ else full != 0
+
+
+def canonical_mask(on: NDArray[np.bool_] | None, layout: Layout) -> Mask | None:
+    """A mask from `check_mask` in canonical form; it never grows to the size of x."""
+    if on is None:
+        return None
+    outer, channels, inner = layout.canonical_shape
+    ordered = on.transpose(layout.order)
+    sizes = [layout.shape[axis] for axis in layout.order]
+    is_channel = [axis in layout.axes and layout.shape[axis] != 1 for axis in layout.order]
+    if all(on.shape[axis] == 1 for axis in layout.axes):
+        positions = [1 if along else size for size, along in zip(sizes, is_channel, strict=True)]
+        expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
+        return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
+    ordered = np.ascontiguousarray(ordered)
+    strides = [0 if size == 1 else step for size, step in zip(ordered.shape, ordered.strides)]
+    first = is_channel.index(True)
+    last = len(sizes) - is_channel[::-1].index(True)
+    # Axes of size 1 may stand among the first; they take no steps.
+    axes = (
+        np.array(sizes[:first], np.int64),
+        np.array(strides[:first], np.int64),
+        _steps(sizes[first:last], strides[first:last]),
+        _steps(sizes[last:], strides[last:]),
+    )
+    return Mask(ordered.reshape(-1).view(np.uint8), axes)
+
+
+def _steps(sizes: list[int], strides: list[int]) -> NDArray[np.int64]:
+    """Where each element of a group of axes is, as steps from the group's first."""
+    steps = np.zeros(1, np.int64)
+    for size, stride in zip(sizes, strides, strict=True):
+        steps = (steps[:, None] + np.arange(size) * stride).reshape(-1)
+    return steps
