@@ -36,6 +36,17 @@ class Saved:
     _mask: Mask | None = field(repr=False)  # `_on` in canonical form
 
     @property
+    def values(self) -> NDArray[np.float64]:
+        """All per-channel values as one array, for :func:`backward_from_values`.
+
+        (6, channels) float64: count, mean, variance, r, d and gamma; the channels of a
+        list of axes in C order.
+        """
+        if len(self._layout.axes) == 1:
+            return self._values
+        return np.stack([self._layout.unflatten(row).reshape(-1) for row in self._values])
+
+    @property
     def statistics(self) -> BatchStatistics:
         count, mean, variance = (self._layout.unflatten(row) for row in self._values[:3])
         return BatchStatistics(count, mean, variance)
@@ -398,6 +409,34 @@ def batch_norm_backward(
         values = np.stack([layout.flatten(saved._layout.unflatten(row)) for row in values])
         mask = lay.canonical_mask(saved._on, layout)
     return _backward(target, layout, dy, x, values, saved._epsilon, mask, True, out, {})
+
+
+def backward_from_values(
+    dy: Array,
+    x: Array,
+    values: NDArray[np.float64],
+    *,
+    axis: Axis,
+    mask: Array | None,
+    epsilon: float,
+    training: bool = True,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """:func:`batch_norm_backward` for callers that can keep arrays only: the adapters.
+
+    Args:
+        dy, x, out: as there.
+        values: ``saved.values`` of the forward pass.
+        axis, mask, epsilon: as they were given to the forward pass.
+        training: False where the statistics were constants: then as
+            :func:`normalize_backward`, with mean, variance and gamma from `values`.
+    """
+    target, layout = _prepare(x, axis)
+    if len(layout.axes) > 1:
+        logical = values.reshape(-1, *layout.channel_shape)
+        values = np.stack([layout.flatten(row) for row in logical])
+    on = lay.canonical_mask(lay.check_mask(mask, x), layout) if training else None
+    return _backward(target, layout, dy, x, values, epsilon, on, training, out, {})
 
 
 def _backward(

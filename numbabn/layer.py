@@ -18,7 +18,7 @@ from .functional import (
     normalize,
     normalize_backward,
 )
-from .layout import Axis, check_array, check_epsilon, check_momentum, layout_of
+from .layout import Axis, check_array, check_epsilon, check_momentum, layout_of, plain_axis
 from .renorm import Renorm, RenormClipping
 from .targets import target_of
 
@@ -123,7 +123,8 @@ class BatchNormalization:
         renorm_momentum: float | None = 0.99,
         dtype: Any = None,
     ) -> None:
-        self.axis = list(axis) if isinstance(axis, tuple) else axis
+        plain = plain_axis(axis)
+        self.axis = plain if isinstance(plain, int) else list(plain)
         self.momentum = check_momentum(momentum, "momentum")
         self.epsilon = check_epsilon(epsilon)
         self.center = bool(center)
@@ -244,7 +245,7 @@ class BatchNormalization:
             moved[name] = formulas.moving_average(moving, batch[name.split("_")[1]], momentum)
 
         move("moving_mean", self.momentum)
-        if "moving_stddev" in self._weights:
+        if self.renorm and self.renorm_momentum is not None:
             move("moving_stddev", self.momentum)
             moved["moving_variance"] = formulas.variance_from_stddev(
                 moved["moving_stddev"], self.epsilon
@@ -319,7 +320,8 @@ class BatchNormalization:
         if not self._weights:
             raise RuntimeError("the layer has no weights to save: call it or build it first")
         with open(path, "wb") as file:
-            np.savez(file, **self._weights)
+            # mypy takes the names for savez's own arguments.
+            np.savez(file, **self._weights)  # type: ignore[arg-type]
 
     def load(self, path: str | os.PathLike[str]) -> BatchNormalization:
         """Take the weights from an npz file that `save` wrote; returns the layer.

@@ -22,17 +22,21 @@ Axis = Any  # int | Sequence[int]: what callers pass as `axis`
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+# Sizes and strides of a group of axes.
+Steps = tuple[list[int], list[int]]
+
+
 class Mask(NamedTuple):
     """A mask in canonical form.
 
     on: uint8, nonzero is on; (outer, inner) where `axes` is None, otherwise flat
     axes: None for a mask that is the same for every channel; otherwise where an element's
-        byte is, as steps in `on`: sizes and strides of the outer axes, slowest first, and
-        the steps to each channel (channels,) and inner position (inner,)
+        byte is, as steps in `on`: (sizes, strides) of the outer axes, those of the channel
+        axes and those of the inner axes, slowest first
     """
 
     on: NDArray[np.uint8]
-    axes: tuple[NDArray[np.int64], ...] | None
+    axes: tuple[Steps, Steps, Steps] | None
 
 
 class Layout(NamedTuple):
@@ -100,22 +104,17 @@ def layout_of(x: NDArray[Any], axis: Axis) -> Layout:
         TypeError: `axis` is neither an int nor a list of ints.
         ValueError: `axis` is out of range, named twice, empty, or every axis that x has.
     """
-    if not isinstance(axis, int):
-        try:
-            axis = operator.index(axis)
-        except TypeError:
-            axis = _axis_list(axis)
-    elif isinstance(axis, bool):
-        raise TypeError(f"axis must be an int or a list of ints, got {axis}")
-    return _layout(x.shape, x.strides, axis)
+    return _layout(x.shape, x.strides, plain_axis(axis))
 
 
-def _axis_list(axis: Axis) -> tuple[int, ...]:
-    if isinstance(axis, (list, tuple)) and not any(isinstance(each, bool) for each in axis):
+def plain_axis(axis: Axis) -> int | tuple[int, ...]:
+    """`axis` as a Python int or a tuple of them; TypeError for anything else."""
+    listed = isinstance(axis, (list, tuple))
+    if not any(isinstance(each, bool) for each in (axis if listed else (axis,))):
         try:
-            return tuple(operator.index(each) for each in axis)
+            return tuple(map(operator.index, axis)) if listed else operator.index(axis)
         except TypeError:
-            pass  # One message for everything that is not a list of ints, below.
+            pass  # One message for everything that is neither, below.
     raise TypeError(f"axis must be an int or a list of ints, got {axis!r}")
 
 
@@ -294,7 +293,7 @@ def canonical_mask(on: NDArray[np.bool_] | None, layout: Layout) -> Mask | None:
     """A mask from `check_mask` in canonical form; it never grows to the size of x."""
     if on is None:
         return None
-    outer, channels, inner = layout.canonical_shape
+    outer, _, inner = layout.canonical_shape
     ordered = on.transpose(layout.order)
     sizes = [layout.shape[axis] for axis in layout.order]
     is_channel = [axis in layout.axes and layout.shape[axis] != 1 for axis in layout.order]
@@ -303,22 +302,27 @@ def canonical_mask(on: NDArray[np.bool_] | None, layout: Layout) -> Mask | None:
         expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
         return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
     ordered = np.ascontiguousarray(ordered)
-    strides = [0 if size == 1 else step for size, step in zip(ordered.shape, ordered.strides)]
+    strides = [
+        0 if size == 1 else step for size, step in zip(ordered.shape, ordered.strides, strict=True)
+    ]
     first = is_channel.index(True)
     last = len(sizes) - is_channel[::-1].index(True)
-    # Axes of size 1 may stand among the first; they take no steps.
     axes = (
-        np.array(sizes[:first], np.int64),
-        np.array(strides[:first], np.int64),
-        _steps(sizes[first:last], strides[first:last]),
-        _steps(sizes[last:], strides[last:]),
+        _merged(sizes[:first], strides[:first]),
+        _merged(sizes[first:last], strides[first:last]),
+        _merged(sizes[last:], strides[last:]),
     )
     return Mask(ordered.reshape(-1).view(np.uint8), axes)
 
 
-def _steps(sizes: list[int], strides: list[int]) -> NDArray[np.int64]:
-    """Where each element of a group of axes is, as steps from the group's first."""
-    steps = np.zeros(1, np.int64)
+def _merged(sizes: list[int], strides: list[int]) -> Steps:
+    """The same steps with as few axes as there can be: none of size 1, none that go on."""
+    merged: list[tuple[int, int]] = []
     for size, stride in zip(sizes, strides, strict=True):
-        steps = (steps[:, None] + np.arange(size) * stride).reshape(-1)
-    return steps
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = (merged[-1][0] * size, stride)
+        else:
+            merged.append((size, stride))
+    return [size for size, _ in merged], [stride for _, stride in merged]

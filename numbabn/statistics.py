@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +80,9 @@ class BatchStatistics:
             ValueError: there are none, or their shapes differ.
         """
         parts = list(statistics)
+        for part in parts:
+            if not isinstance(part, BatchStatistics):
+                raise TypeError(f"merge_all needs BatchStatistics, got {type(part).__name__}")
         if not parts:
             raise ValueError("merge_all needs at least one BatchStatistics, got none")
         return reduce(BatchStatistics.merge, parts)

@@ -11,13 +11,16 @@ What the functions share:
     first_column, width       a range of channels,
     first, last               and a half-open range within each run
     mask                    see `masks`
-    every other array       (width,), one value for each channel of the tile
+    sum_*, number           (width,) float64
+    every other array       (width,) float32, or float64 where x is; one value a channel
 """
 
-from .channels_last import centered
+import numpy as np
+
+from .channels_last import centered, product
 from .compile import exact, reordering
-from .half import load, store
-from .masks import ELEMENT, NONE, OFF, row_offset
+from .half import load, read, store
+from .masks import ELEMENT, NONE, OFF, steps_to
 
 
 @reordering
@@ -40,7 +43,7 @@ def masked_run_sums(x, start, length, on, on_start, pivot):
     sum_2 = zero
     for i in range(length):
         shifted = load(x, start + i) - pivot
-        shifted = shifted if load(on, on_start + i) != 0 else zero
+        shifted = shifted if read(on, on_start + i) != 0 else zero
         sum_1 += shifted
         sum_2 += shifted * shifted
     return sum_1, sum_2
@@ -54,7 +57,7 @@ def element_masked_run_sums(x, start, length, on, on_start, on_offsets, pivot):
     sum_1 = zero
     sum_2 = zero
     for i in range(length):
-        if load(on, on_start + load(on_offsets, i)) != 0:
+        if read(on, on_start + read(on_offsets, i)) != 0:
             shifted = load(x, start + i) - pivot
             number += 1
             sum_1 += shifted
@@ -67,8 +70,17 @@ def number_on(on, start, length):
     """How many of on[start : start + length] are not 0."""
     number = 0
     for i in range(length):
-        number += load(on, start + i) != 0
+        number += read(on, start + i) != 0
     return number
+
+
+@exact
+def run_offsets(mask, first, last):
+    """For an ELEMENT mask, the steps in `on` to each position of [first, last) of a run."""
+    offsets = np.empty(last - first if mask[0] == ELEMENT else 0, np.int64)
+    for i in range(offsets.size):
+        offsets[i] = steps_to(mask[4], first + i)
+    return offsets
 
 
 @exact
@@ -79,13 +91,13 @@ def block_sums(
     """Add the block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of each channel."""
     kind, on = mask[0], mask[1]
     length = last - first
+    on_offsets = run_offsets(mask, first, last)
     for row in range(first_row, last_row):
         start = (row * columns + first_column) * inner + first
         if kind == ELEMENT:
-            row_start = row_offset(mask, row)
-            on_offsets = mask[5][first:last]
+            row_start = steps_to(mask[2], row)
             for j in range(width):
-                on_start = row_start + mask[4][first_column + j]
+                on_start = row_start + mask[3][first_column + j]
                 found, run_1, run_2 = element_masked_run_sums(
                     x, start + j * inner, length, on, on_start, on_offsets, pivot[j]
                 )
@@ -135,9 +147,8 @@ def gradient_run_sums(dy, x, start, length, mean_high, mean_low):
     sum_dy_x = type(mean_low)(0)
     for i in range(start, start + length):
         gradient = load(dy, i)
-        product = gradient * centered(load(x, i), mean_high, mean_low)
         sum_dy += gradient
-        sum_dy_x += product if gradient != 0 else gradient
+        sum_dy_x += product(gradient, centered(load(x, i), mean_high, mean_low))
     return sum_dy, sum_dy_x
 
 
@@ -185,7 +196,7 @@ def masked_gradient_run(
         gradient = load(dy, start + i)
         value = centered(load(x, start + i), mean_high, mean_low)
         inside = centered(gradient, mean_dy_high, mean_dy_low) - slope * value
-        chosen = inside if load(on, on_start + i) != 0 else gradient
+        chosen = inside if read(on, on_start + i) != 0 else gradient
         store(out, start + i, scale * chosen)
 
 
@@ -199,7 +210,7 @@ def element_masked_gradient_run(
         gradient = load(dy, start + i)
         value = centered(load(x, start + i), mean_high, mean_low)
         inside = centered(gradient, mean_dy_high, mean_dy_low) - slope * value
-        chosen = inside if load(on, on_start + load(on_offsets, i)) != 0 else gradient
+        chosen = inside if read(on, on_start + read(on_offsets, i)) != 0 else gradient
         store(out, start + i, scale * chosen)
 
 
@@ -212,6 +223,7 @@ def gradient_block(
     """The gradient of x for a block."""
     kind, on = mask[0], mask[1]
     length = last - first
+    on_offsets = run_offsets(mask, first, last)
     for row in range(first_row, last_row):
         block_start = (row * columns + first_column) * inner + first
         on_start = row * inner + first
@@ -219,7 +231,7 @@ def gradient_block(
         if kind == OFF:
             found = 0
         elif kind == ELEMENT:
-            on_start = row_offset(mask, row)
+            on_start = steps_to(mask[2], row)
         elif kind != NONE:
             found = number_on(on, on_start, length)
         for j in range(width):
@@ -229,7 +241,7 @@ def gradient_block(
             elif kind == ELEMENT:
                 element_masked_gradient_run(
                     dy, x, out, start, length,
-                    on, on_start + mask[4][first_column + j], mask[5][first:last],
+                    on, on_start + mask[3][first_column + j], on_offsets,
                     mean_high[j], mean_low[j], scale[j],
                     mean_dy_high[j], mean_dy_low[j], slope[j],
                 )  # fmt: skip

@@ -11,12 +11,15 @@ What the functions share:
     first_column, width     the tile: a range of columns
     mask                    see `masks`
     starts                  (rows of a block,) int64, scratch: where rows begin in x
-    every other array       (width,), one value for each column of the tile
+    sum_*, number           (width,) float64
+    every other array       (width,) float32, or float64 where x is; one value a column
 """
 
+import numpy as np
+
 from .compile import exact, reordering
-from .half import load, store
-from .masks import ELEMENT, NONE, OFF, row_offset
+from .half import load, read, store, write
+from .masks import ELEMENT, NONE, OFF, steps_to
 
 
 @exact
@@ -53,18 +56,23 @@ def short_row(total, columns, last_row, first_column, width):
 
 @reordering
 def add_rows(x, starts, rows, width, pivot, sum_1, sum_2):
-    """Add x − pivot and its square for `rows` rows, four at a time to spare the sums' memory."""
+    """Add x − pivot and its square for `rows` rows.
+
+    Four rows at a time: that spares the sums' memory, and what is left to add in float64
+    is a quarter.
+    """
     row = 0
     while row + 4 <= rows:
         a, b, c, d = starts[row], starts[row + 1], starts[row + 2], starts[row + 3]
         for j in range(width):
-            p = load(pivot, j)
+            p = read(pivot, j)
             xa = load(x, a + j) - p
             xb = load(x, b + j) - p
             xc = load(x, c + j) - p
             xd = load(x, d + j) - p
-            store(sum_1, j, load(sum_1, j) + ((xa + xb) + (xc + xd)))
-            store(sum_2, j, load(sum_2, j) + ((xa * xa + xb * xb) + (xc * xc + xd * xd)))
+            write(sum_1, j, read(sum_1, j) + np.float64((xa + xb) + (xc + xd)))
+            squares = (xa * xa + xb * xb) + (xc * xc + xd * xd)
+            write(sum_2, j, read(sum_2, j) + np.float64(squares))
         row += 4
     while row < rows:
         add_row(x, starts[row], width, pivot, sum_1, sum_2)
@@ -74,17 +82,17 @@ def add_rows(x, starts, rows, width, pivot, sum_1, sum_2):
 @reordering
 def add_row(x, start, width, pivot, sum_1, sum_2):
     for j in range(width):
-        shifted = load(x, start + j) - load(pivot, j)
-        store(sum_1, j, load(sum_1, j) + shifted)
-        store(sum_2, j, load(sum_2, j) + shifted * shifted)
+        shifted = load(x, start + j) - read(pivot, j)
+        write(sum_1, j, read(sum_1, j) + np.float64(shifted))
+        write(sum_2, j, read(sum_2, j) + np.float64(shifted * shifted))
 
 
 @reordering
 def add_masked_row(x, start, width, on, on_start, on_offsets, pivot, number, sum_1, sum_2):
     """As `add_row`, with a mask of its own for each element: on[on_start + on_offsets[j]]."""
     for j in range(width):
-        if load(on, on_start + load(on_offsets, j)) != 0:
-            shifted = load(x, start + j) - load(pivot, j)
+        if read(on, on_start + read(on_offsets, j)) != 0:
+            shifted = load(x, start + j) - read(pivot, j)
             number[j] += 1
             sum_1[j] += shifted
             sum_2[j] += shifted * shifted
@@ -97,11 +105,11 @@ def block_sums(
 ):  # fmt: skip
     """Add the block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of each column."""
     if mask[0] == ELEMENT:
-        on_offsets = mask[4][first_column : first_column + width]
+        on_offsets = mask[3][first_column : first_column + width]
         for row in range(first_row, last_row):
             start = row * columns + first_column
             row_width = min(width, total - start)
-            on_start = row_offset(mask, row)
+            on_start = steps_to(mask[2], row)
             add_masked_row(
                 x, start, row_width, mask[1], on_start, on_offsets, pivot, number, sum_1, sum_2
             )
@@ -117,6 +125,13 @@ def block_sums(
 
 
 @reordering
+def normalize_row(x, out, start, width, mean_high, mean_low, scale, shift):
+    for j in range(width):
+        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
+        store(out, start + j, value * read(scale, j) + read(shift, j))
+
+
+@exact
 def normalize_block(
     x, out, total, columns, first_row, last_row, first_column, width,
     mean_high, mean_low, scale, shift,
@@ -124,32 +139,65 @@ def normalize_block(
     """out = (x − mean) · scale + shift"""
     for row in range(first_row, last_row):
         start = row * columns + first_column
-        for j in range(min(width, total - start)):
-            value = centered(load(x, start + j), load(mean_high, j), load(mean_low, j))
-            store(out, start + j, value * load(scale, j) + load(shift, j))
+        row_width = min(width, total - start)
+        normalize_row(x, out, start, row_width, mean_high, mean_low, scale, shift)
 
 
 @reordering
+def add_gradient_rows(dy, x, start, columns, rows, width, mean_high, mean_low, sum_dy, sum_dy_x):
+    """Add dy and dy · (x − mean) for `rows` rows, four at a time as in `add_rows`."""
+    row = 0
+    while row + 4 <= rows:
+        a = start + row * columns
+        b, c, d = a + columns, a + 2 * columns, a + 3 * columns
+        for j in range(width):
+            high, low = read(mean_high, j), read(mean_low, j)
+            ga, gb, gc, gd = load(dy, a + j), load(dy, b + j), load(dy, c + j), load(dy, d + j)
+            pa = product(ga, centered(load(x, a + j), high, low))
+            pb = product(gb, centered(load(x, b + j), high, low))
+            pc = product(gc, centered(load(x, c + j), high, low))
+            pd = product(gd, centered(load(x, d + j), high, low))
+            write(sum_dy, j, read(sum_dy, j) + np.float64((ga + gb) + (gc + gd)))
+            write(sum_dy_x, j, read(sum_dy_x, j) + np.float64((pa + pb) + (pc + pd)))
+        row += 4
+    while row < rows:
+        add_gradient_row(dy, x, start + row * columns, width, mean_high, mean_low, sum_dy, sum_dy_x)
+        row += 1
+
+
+@reordering
+def product(gradient, value):
+    """gradient · value, and 0 where the gradient is 0, whatever the value is."""
+    return gradient * value if gradient != 0 else gradient
+
+
+@reordering
+def add_gradient_row(dy, x, start, width, mean_high, mean_low, sum_dy, sum_dy_x):
+    for j in range(width):
+        gradient = load(dy, start + j)
+        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
+        write(sum_dy, j, read(sum_dy, j) + np.float64(gradient))
+        write(sum_dy_x, j, read(sum_dy_x, j) + np.float64(product(gradient, value)))
+
+
+@exact
 def gradient_block_sums(
     dy, x, total, columns, first_row, last_row, first_column, width,
     mean_high, mean_low, sum_dy, sum_dy_x,
 ):  # fmt: skip
-    """Add the block to Σ dy and Σ dy · (x − mean) of each column; where dy is 0, x is not used."""
-    for row in range(first_row, last_row):
-        start = row * columns + first_column
-        for j in range(min(width, total - start)):
-            gradient = load(dy, start + j)
-            value = centered(load(x, start + j), load(mean_high, j), load(mean_low, j))
-            product = gradient * value
-            store(sum_dy, j, load(sum_dy, j) + gradient)
-            store(sum_dy_x, j, load(sum_dy_x, j) + (product if gradient != 0 else gradient))
+    """Add the block to Σ dy and Σ dy · (x − mean) of each column."""
+    rows = max(0, min(last_row, total // columns) - first_row)
+    start = first_row * columns + first_column
+    add_gradient_rows(dy, x, start, columns, rows, width, mean_high, mean_low, sum_dy, sum_dy_x)
+    start, width = short_row(total, columns, last_row, first_column, width)
+    add_gradient_row(dy, x, start, width, mean_high, mean_low, sum_dy, sum_dy_x)
 
 
 @reordering
 def scale_row(dy, out, start, width, scale):
     """out = dy · scale: the gradient where x had no part in the statistics."""
     for j in range(width):
-        store(out, start + j, load(dy, start + j) * load(scale, j))
+        store(out, start + j, load(dy, start + j) * read(scale, j))
 
 
 @reordering
@@ -158,9 +206,9 @@ def gradient_row(
 ):
     """out = scale · ((dy − mean_dy) − slope · (x − mean))"""
     for j in range(width):
-        value = centered(load(x, start + j), load(mean_high, j), load(mean_low, j))
-        gradient = centered(load(dy, start + j), load(mean_dy_high, j), load(mean_dy_low, j))
-        store(out, start + j, load(scale, j) * (gradient - load(slope, j) * value))
+        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
+        gradient = centered(load(dy, start + j), read(mean_dy_high, j), read(mean_dy_low, j))
+        store(out, start + j, read(scale, j) * (gradient - read(slope, j) * value))
 
 
 @reordering
@@ -171,11 +219,11 @@ def masked_gradient_row(
     """`gradient_row` or `scale_row`, as the mask of each element says."""
     for j in range(width):
         gradient = load(dy, start + j)
-        if load(on, on_start + load(on_offsets, j)) != 0:
-            value = centered(load(x, start + j), load(mean_high, j), load(mean_low, j))
-            gradient = centered(gradient, load(mean_dy_high, j), load(mean_dy_low, j))
-            gradient -= load(slope, j) * value
-        store(out, start + j, load(scale, j) * gradient)
+        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
+        inside = centered(gradient, read(mean_dy_high, j), read(mean_dy_low, j))
+        inside -= read(slope, j) * value
+        chosen = inside if read(on, on_start + read(on_offsets, j)) != 0 else gradient
+        store(out, start + j, read(scale, j) * chosen)
 
 
 @exact
@@ -193,7 +241,7 @@ def gradient_block(
         elif kind == ELEMENT:
             masked_gradient_row(
                 dy, x, out, start, row_width,
-                on, row_offset(mask, row), mask[4][first_column : first_column + width],
+                on, steps_to(mask[2], row), mask[3][first_column : first_column + width],
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
         elif kind == NONE or on[row] != 0:

@@ -3,8 +3,13 @@
 Numba has no 16-bit float on the CPU, so the bits travel as integers: float16 as uint16,
 bfloat16 as int16. `load` and `store` convert at the element, in registers: LLVM
 vectorizes them to the machine's own conversions (vcvtph2ps, vcvtps2ph), and no float32
-copy of an array ever exists. Both index the memory directly, without Python's negative
-indices, which would keep LLVM from vectorizing a loop.
+copy of an array ever exists.
+
+All of these index the memory directly, without Python's negative indices, which would
+keep LLVM from vectorizing a loop. And they tell LLVM what does not overlap, which it
+would otherwise test at every row, or give up on: inputs (`load`), outputs (`store`) and
+the values of columns (`read`, `write`) are apart. An output may be an input itself; then
+each element is written after it was read, and no element is read later than its own write.
 
 The Python bodies say what the compiled ones do, and serve where the JIT is off.
 """
@@ -53,6 +58,16 @@ def store(array, index, value):
         array[index] = value
 
 
+def read(array, index):
+    """``array[index]`` of an array that is neither `load`ed nor `store`d."""
+    return array[index]
+
+
+def write(array, index, value):
+    """``array[index] = value`` in an array that is neither `load`ed nor `store`d."""
+    array[index] = value
+
+
 def _element_pointer(context, builder, signature, arguments):
     array_type, index_type = signature.args[:2]
     struct = context.make_array(array_type)(context, builder, arguments[0])
@@ -85,31 +100,64 @@ def _narrow(builder, dtype, value):
     return value
 
 
+def _kinds(module):
+    """LLVM's alias scopes, a list of one for each kind of array."""
+    domain = module.add_metadata(["numbabn"])
+    return {
+        kind: module.add_metadata([module.add_metadata([f"numbabn {kind}", domain])])
+        for kind in ("input", "output", "column")
+    }
+
+
+def _mark(builder, instruction, kind):
+    """Tell LLVM that `instruction` touches arrays of `kind` only."""
+    kinds = _kinds(builder.module)
+    scopes = [
+        scope for other, scopes in kinds.items() if other != kind for scope in scopes.operands
+    ]
+    instruction.set_metadata("alias.scope", kinds[kind])
+    instruction.set_metadata("noalias", builder.module.add_metadata(scopes))
+    return instruction
+
+
+def _loader(kind, compute_type):
+    def load_element(typing_context, array, index):
+        def generate(context, builder, signature, arguments):
+            pointer = _element_pointer(context, builder, signature, arguments)
+            value = _mark(builder, builder.load(pointer), kind)
+            dtype = signature.args[0].dtype
+            return value if signature.return_type == dtype else _widen(builder, dtype, value)
+
+        return compute_type(array.dtype)(array, index), generate
+
+    return load_element
+
+
+def _storer(kind, compute_type):
+    def store_element(typing_context, array, index, value):
+        def generate(context, builder, signature, arguments):
+            pointer = _element_pointer(context, builder, signature, arguments)
+            dtype, value = signature.args[0].dtype, arguments[2]
+            if signature.args[2] != dtype:
+                value = _narrow(builder, dtype, value)
+            _mark(builder, builder.store(value, pointer), kind)
+            return context.get_dummy_value()
+
+        return types.void(array, index, compute_type(array.dtype)), generate
+
+    return store_element
+
+
 def _compute_type(dtype):
     return types.float32 if dtype in (types.uint16, types.int16) else dtype
 
 
-def _compiled_load(typing_context, array, index):
-    signature = _compute_type(array.dtype)(array, index)
-
-    def generate(context, builder, signature, arguments):
-        pointer = _element_pointer(context, builder, signature, arguments)
-        return _widen(builder, signature.args[0].dtype, builder.load(pointer))
-
-    return signature, generate
-
-
-def _compiled_store(typing_context, array, index, value):
-    signature = types.void(array, index, _compute_type(array.dtype))
-
-    def generate(context, builder, signature, arguments):
-        pointer = _element_pointer(context, builder, signature, arguments)
-        builder.store(_narrow(builder, signature.args[0].dtype, arguments[2]), pointer)
-        return context.get_dummy_value()
-
-    return signature, generate
+def _own_type(dtype):
+    return dtype
 
 
 if not config.DISABLE_JIT:
-    load = intrinsic(_compiled_load)
-    store = intrinsic(_compiled_store)
+    load = intrinsic(_loader("input", _compute_type))
+    store = intrinsic(_storer("output", _compute_type))
+    read = intrinsic(_loader("column", _own_type))
+    write = intrinsic(_storer("column", _own_type))

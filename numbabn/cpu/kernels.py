@@ -30,10 +30,10 @@ from .partition import Partition
 
 # Words after those of the partition.
 PARTITION_WORDS = len(Partition._fields)
-(LENGTH, INNER, RENORM, MASK_KIND, MASK_BYTES, MASK_AXES) = range(
-    PARTITION_WORDS, PARTITION_WORDS + 6
+LENGTH, INNER, RENORM, MASK_KIND, MASK_BYTES, MASK_OUTER, MASK_INNER = range(
+    PARTITION_WORDS, PARTITION_WORDS + 7
 )
-WORDS = PARTITION_WORDS + 6
+WORDS = PARTITION_WORDS + 7
 # Rows of `values`. The first six are what a forward saves for its backward.
 COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
 SAVED = 6
@@ -44,6 +44,9 @@ VALUES = 9
 MEAN_HIGH, MEAN_LOW, SCALE, SHIFT = range(4)
 MEAN_DY_HIGH, MEAN_DY_LOW, SLOPE = range(3, 6)
 COEFFICIENTS = 6
+# A block's mean may be two of its standard deviations from the pivot: that costs at most
+# 5 roundings of float32 in the variance, and a block of ordinary data needs no second pass.
+PIVOT_RATIO = 4.0
 
 merge = exact(formulas.merge)
 block_moments = exact(formulas.block_moments)
@@ -65,17 +68,17 @@ def partition_of(words):
 
 
 @exact
-def mask_of(words, on, cut):
-    """The words' mask, as `masks` has it."""
-    axes = words[MASK_AXES]
-    strides = WORDS + axes
-    columns = strides + axes
-    positions = columns + cut.columns
-    last = words.size
+def mask_of(words, on):
+    """The words' mask, as `masks` has it: its tables follow the other words."""
+    outer = WORDS + 2 * words[MASK_OUTER]
+    inner = outer + 2 * words[MASK_INNER]
     return (
-        words[MASK_KIND], on, words[WORDS:strides], words[strides:columns],
-        words[columns:positions], words[positions:last],
-    )  # fmt: skip
+        words[MASK_KIND],
+        on,
+        words[WORDS:outer].reshape(2, words[MASK_OUTER]),
+        words[inner:],
+        words[outer:inner].reshape(2, words[MASK_INNER]),
+    )
 
 
 @exact
@@ -151,13 +154,16 @@ def add_block(x, cut, mask, block, columns, starts, pivot, number, sum_1, sum_2,
 
 
 @exact
-def choose_pivots(count, number, sum_1, pivot):
-    """Set a pivot for each column whose first elements are in this block; whether any were."""
+def choose_pivots(number, sum_1, sum_2, pivot):
+    """Move the pivots that are far from their block's mean; whether any were."""
     found = False
-    for j in range(count.size):
-        if count[j] == 0 and number[j] > 0:
-            pivot[j] = sum_1[j] / number[j]
-            found = True
+    for j in range(number.size):
+        if number[j] > 0:
+            shift = sum_1[j] / number[j]
+            # Cancellation multiplies rounding by one more than the ratio of these.
+            if sum_1[j] * shift > PIVOT_RATIO * (sum_2[j] - sum_1[j] * shift):
+                pivot[j] += shift
+                found = True
     return found
 
 
@@ -165,14 +171,12 @@ def choose_pivots(count, number, sum_1, pivot):
 def absorb(number, sum_1, sum_2, pivot, count, mean, m2):
     """Merge a block's sums into the moments so far, and make its mean the next pivot.
 
-    A block's mean is as good a pivot for the next block as that one's own: the square of
-    their distance, times the block's size, is part of the variance that is being summed,
-    so cancellation stays within rounding of it, whatever outlier the block held.
+    Neighbouring blocks are alike as a rule, so the next one seldom needs a second pass.
     """
     for j in range(count.size):
         if number[j] > 0:
             block_mean, block_m2 = block_moments(
-                number[j], np.float64(pivot[j]), np.float64(sum_1[j]), np.float64(sum_2[j])
+                number[j], np.float64(pivot[j]), sum_1[j], sum_2[j]
             )
             count[j], mean[j], m2[j] = merge(
                 count[j], mean[j], m2[j], number[j], block_mean, block_m2
@@ -183,7 +187,7 @@ def absorb(number, sum_1, sum_2, pivot, count, mean, m2):
 def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
     """Count, mean and m2 of a task's columns into `partial`."""
     cut = partition_of(words)
-    mask = mask_of(words, on, cut)
+    mask = mask_of(words, on)
     tile, split = task // cut.splits, task % cut.splits
     columns = tile_columns(cut, tile)
     width = columns[1] - columns[0]
@@ -195,10 +199,9 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
     m2[:] = 0
     starts = np.empty(cut.block_rows, np.int64)
     number = np.empty(width, np.float64)
-    # Sums of a block are float32; those of the whole, in `absorb`, are float64.
     pivot = np.zeros(width, coefficients.dtype)
-    sum_1 = np.empty(width, coefficients.dtype)
-    sum_2 = np.empty(width, coefficients.dtype)
+    sum_1 = np.empty(width, np.float64)
+    sum_2 = np.empty(width, np.float64)
     first, last = split_blocks(cut, split)
     for block in range(first, last):
         for attempt in range(2):
@@ -208,8 +211,8 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
             add_block(
                 x, cut, mask, block, columns, starts, pivot, number, sum_1, sum_2, by_rows, inner
             )
-            # Where a column begins, its pivot was 0: those sums are good for a pivot only.
-            if attempt > 0 or not choose_pivots(count, number, sum_1, pivot):
+            # Sums about a far pivot are good for finding a near one only.
+            if attempt > 0 or not choose_pivots(number, sum_1, sum_2, pivot):
                 break
         absorb(number, sum_1, sum_2, pivot, count, mean, m2)
 
@@ -340,18 +343,14 @@ def gradient_sums(
     tile, split = task // cut.splits, task % cut.splits
     first_column, last_column = tile_columns(cut, tile)
     width = last_column - first_column
-    total_dy = partial[split, 0][first_column:last_column]
-    total_dy_x = partial[split, 1][first_column:last_column]
-    total_dy[:] = 0
-    total_dy_x[:] = 0
+    sum_dy = partial[split, 0][first_column:last_column]
+    sum_dy_x = partial[split, 1][first_column:last_column]
+    sum_dy[:] = 0
+    sum_dy_x[:] = 0
     mean_high = coefficients[MEAN_HIGH][first_column:last_column]
     mean_low = coefficients[MEAN_LOW][first_column:last_column]
-    sum_dy = np.empty(width, coefficients.dtype)
-    sum_dy_x = np.empty(width, coefficients.dtype)
     first_block, last_block = split_blocks(cut, split)
     for block in range(first_block, last_block):
-        sum_dy[:] = 0
-        sum_dy_x[:] = 0
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.gradient_block_sums(
@@ -363,10 +362,6 @@ def gradient_sums(
                 dy, x, inner, cut.columns, first_row, last_row, first_column, width,
                 first, last, mean_high, mean_low, sum_dy, sum_dy_x,
             )  # fmt: skip
-        # float32 for the terms of a block, float64 for the sum of blocks.
-        for j in range(width):
-            total_dy[j] += sum_dy[j]
-            total_dy_x[j] += sum_dy_x[j]
 
 
 def backward_coefficients(
@@ -403,7 +398,7 @@ def backward_coefficients(
 def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
     """The gradient of x over a task, last block first: it is in the cache."""
     cut = partition_of(words)
-    mask = mask_of(words, on, cut)
+    mask = mask_of(words, on)
     tile, split = task // cut.splits, cut.splits - 1 - task % cut.splits
     first_column, last_column = tile_columns(cut, tile)
     width = last_column - first_column

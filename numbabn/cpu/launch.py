@@ -105,7 +105,7 @@ def _run(steps, x, dy, out, mask, numbers, values, renorm=False, off=False):
     flat = _bits(x)
     memory = (flat, _bits(dy), flat if out is None else _bits(out), on, words, *scratch)
     if out is None:
-        steps = steps[:3] + (None,)
+        steps = (*steps[:3], None)
     name = x.dtype.name
     calls = [step and tasks.step(step, name, by_rows, inner) for step in steps]
     tasks.launch(x.size, calls, cut, memory)
@@ -122,20 +122,33 @@ def _bits(array):
 @lru_cache(maxsize=1024)
 def _words(cut, inner, renorm, kind, mask_bytes):
     """The integers that every step reads, for a mask without tables; see `kernels`."""
-    return np.array((*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0), np.int64)
+    return np.array((*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0), np.int64)
 
 
 def _element_words(cut, by_rows, inner, renorm, mask):
     """As `_words`, for a mask that differs between the columns of a row, or along a run."""
     if mask.axes is None:
         # One byte a position, seen from rows that hold several neighbouring positions.
-        sizes, strides = np.array([cut.rows]), np.array([inner])
-        columns, positions = np.zeros(cut.channels, np.int64), np.arange(inner)
+        axes = (([cut.rows], [inner]), ([cut.channels], [0]), ([inner], [1]))
     else:
-        sizes, strides, columns, positions = mask.axes
+        axes = mask.axes
+    outer_axes, channel_axes, inner_axes = axes
+    columns = _offsets(*channel_axes)
     if by_rows:
-        columns = (columns[:, None] + positions).reshape(-1)
-    tables = np.concatenate((sizes, strides, columns, positions))
-    length = kernels.WORDS + tables.size
-    head = (*cut, length, inner, renorm, masks.ELEMENT, mask.on.size, sizes.size)
-    return np.concatenate((np.array(head, np.int64), tables.astype(np.int64)))
+        columns = (columns[:, None] + _offsets(*inner_axes)).reshape(-1)
+        inner_axes = ([], [])
+    tables = [np.array(axes, np.int64).reshape(-1) for axes in (outer_axes, inner_axes)]
+    length = kernels.WORDS + tables[0].size + tables[1].size + columns.size
+    head = (
+        *cut, length, inner, renorm, masks.ELEMENT, mask.on.size,
+        len(outer_axes[0]), len(inner_axes[0]),
+    )  # fmt: skip
+    return np.concatenate((np.array(head, np.int64), *tables, columns))
+
+
+def _offsets(sizes, strides):
+    """Where each element of a group of axes is, as steps from the group's first."""
+    steps = np.zeros(1, np.int64)
+    for size, stride in zip(sizes, strides, strict=True):
+        steps = (steps[:, None] + np.arange(size) * stride).reshape(-1)
+    return steps

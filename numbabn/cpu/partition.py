@@ -59,6 +59,9 @@ class Partition(NamedTuple):
 @lru_cache(maxsize=1024)
 def partition(outer: int, channels: int, inner: int, itemsize: int, masked: bool):
     """The cut of an (outer, channels, inner) tensor, and whether it goes by rows."""
+    if outer * channels * inner == 0:
+        # Nothing to read, and still a result for each channel.
+        return _by_rows(0, channels, 1, itemsize, masked), True
     if inner < LEAST_RUN:
         return _by_rows(outer, channels, inner, itemsize, masked), True
     return _by_runs(outer, channels, inner, itemsize), False
@@ -66,9 +69,9 @@ def partition(outer: int, channels: int, inner: int, itemsize: int, masked: bool
 
 def _by_rows(outer, channels, inner, itemsize, masked):
     total = outer * channels * inner
-    width = max(1, channels * inner)
+    width = channels * inner
     fold = 1
-    if width < LEAST_ROW and not masked:
+    if 0 < width < LEAST_ROW and not masked:
         fold = lcm(width, LEAST_RUN) // width
         fold *= ceil(LEAST_ROW / (fold * width))
     columns = fold * channels * inner
@@ -80,7 +83,7 @@ def _by_rows(outer, channels, inner, itemsize, masked):
         tile, splits = min(fused, ROW_TILE), 1
     else:
         tile, splits = ROW_TILE, TASKS
-    tile = max(1, min(columns, max(1, tile // max(1, step)) * step))
+    tile = max(1, min(columns, max(1, tile // step) * step))
     tiles = ceil(columns / tile)
     blocks = ceil(rows / ROW_BLOCK)
     return _cut(

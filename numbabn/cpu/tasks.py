@@ -7,7 +7,8 @@ Numba's parallel pass, which takes seconds over large functions, sees a small on
 for all dtypes.
 """
 
-import numpy as np
+from typing import Any
+
 from llvmlite import ir
 from numba import carray, config, prange, types
 from numba.extending import intrinsic
@@ -22,9 +23,13 @@ _TOTAL, _CHANNELS, _COLUMNS, _SPLITS = (
 )
 _WORDS, _INNER, _LENGTH, _MASK = kernels.WORDS, kernels.INNER, kernels.LENGTH, kernels.MASK_BYTES
 
+# What `_step` runs, and in which layout: each compilation has its own, see `_compile`.
+STEP: Any = None
+BY_ROWS = True
+
 
 def _step(x, dy, out, on, words, numbers, values, partial, coefficients, task):
-    """`step` over memory that is given as pointers; `step` and `by_rows` are bound by name."""
+    """STEP over memory that is given as pointers."""
     head = carray(words, (_WORDS,))
     total, columns = (head[_TOTAL],), head[_COLUMNS]
     arrays = (
@@ -38,10 +43,10 @@ def _step(x, dy, out, on, words, numbers, values, partial, coefficients, task):
         carray(partial, (head[_SPLITS], 3, columns)),
         carray(coefficients, (COEFFICIENTS, columns)),
     )
-    if by_rows:  # noqa: F821
-        step(*arrays, task, True, None)  # noqa: F821
+    if BY_ROWS:
+        STEP(*arrays, task, True, None)
     else:
-        step(*arrays, task, None, head[_INNER])  # noqa: F821
+        STEP(*arrays, task, None, head[_INNER])
 
 
 def _call(step, arguments, task):
@@ -106,7 +111,7 @@ _ELEMENTS = {
     "float32": (types.float32, types.float32),
     "float64": (types.float64, types.float64),
 }
-_steps = {}
+_steps: dict[Any, Any] = {}
 
 
 def step(function, dtype_name, by_rows, inner):
@@ -131,7 +136,7 @@ def _compile(function, dtype_name, by_rows):
     )  # fmt: skip
     layout = "channels_last" if by_rows else "channels_first"
     name = f"{function.__name__}_{layout}_{dtype_name}"
-    return c_function(_step, name, signature, step=exact(function), by_rows=by_rows)
+    return c_function(_step, name, signature, STEP=exact(function), BY_ROWS=by_rows)
 
 
 def memory(array):
