@@ -22,8 +22,8 @@ def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
 
 
 def block_moments(count, pivot, sum_1, sum_2):
-    """Mean and sum of squared deviations from Σ(x − pivot) and Σ(x − pivot)²."""
-    shift = sum_1 / count
+    """Mean and m2 from Σ(x − pivot) and Σ(x − pivot)²; the pivot and 0 for an empty set."""
+    shift = sum_1 / (count + (count == 0))
     m2 = sum_2 - sum_1 * shift
     # Rounding may leave a hair below zero where every value is the same; NaN passes.
     if m2 < 0:

@@ -17,6 +17,7 @@ The Python bodies say what the compiled ones do, and serve where the JIT is off.
 import numpy as np
 from llvmlite import ir
 from numba import config, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 HALF = np.dtype(np.uint16)
@@ -75,29 +76,66 @@ def _element_pointer(context, builder, signature, arguments):
     return builder.gep(struct.data, [offset], inbounds=True)
 
 
+_WORD = ir.IntType(32)
+
+
+def _converts_float16():
+    """Whether the processor that Numba compiles for converts float16 by itself.
+
+    Every 64-bit Arm does, and x86 with F16C. Elsewhere LLVM calls functions of the C
+    runtime for it, which the process need not have.
+    """
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple.startswith(("aarch64", "arm64")) or "+f16c" in features
+
+
 def _widen(builder, dtype, value):
-    if dtype == types.uint16:
-        return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+    word = builder.zext(value, _WORD)
     if dtype == types.int16:
-        word = builder.zext(value, ir.IntType(32))
-        return builder.bitcast(builder.shl(word, ir.Constant(word.type, 16)), ir.FloatType())
-    return value
+        return builder.bitcast(builder.shl(word, _WORD(16)), ir.FloatType())
+    if _converts_float16():
+        return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+    sign = builder.shl(builder.and_(word, _WORD(0x8000)), _WORD(16))
+    # The exponent's bias differs by 112. Multiplying is exact, and right for subnormals too.
+    magnitude = builder.shl(builder.and_(word, _WORD(0x7FFF)), _WORD(13))
+    scaled = builder.fmul(builder.bitcast(magnitude, ir.FloatType()), ir.FloatType()(2.0**112))
+    bits = builder.bitcast(scaled, _WORD)
+    special = builder.icmp_unsigned(">=", magnitude, _WORD(0x7C00 << 13))
+    bits = builder.select(special, builder.or_(magnitude, _WORD(0x7F800000)), bits)
+    return builder.bitcast(builder.or_(bits, sign), ir.FloatType())
 
 
 def _narrow(builder, dtype, value):
-    if dtype == types.uint16:
-        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
+    bits = builder.bitcast(value, _WORD)
+    is_nan = builder.fcmp_unordered("uno", value, value)
     if dtype == types.int16:
-        word = ir.IntType(32)
-        bits = builder.bitcast(value, word)
-        high = builder.lshr(bits, word(16))
-        odd = builder.and_(high, word(1))
-        even = builder.lshr(builder.add(builder.add(bits, word(0x7FFF)), odd), word(16))
-        # Adding to a NaN's bits could carry it over to infinity or zero.
-        quiet = builder.or_(high, word(0x40))
-        is_nan = builder.fcmp_unordered("uno", value, value)
+        # Rounding a NaN's bits up could carry it over to infinity or zero.
+        quiet = builder.or_(builder.lshr(bits, _WORD(16)), _WORD(0x40))
+        even = _round_shift(builder, bits, _WORD(16))
         return builder.trunc(builder.select(is_nan, quiet, even), ir.IntType(16))
-    return value
+    if _converts_float16():
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
+    sign = builder.lshr(builder.and_(bits, _WORD(0x80000000)), _WORD(16))
+    magnitude = builder.and_(bits, _WORD(0x7FFFFFFF))
+    normal = _round_shift(builder, builder.sub(magnitude, _WORD(112 << 23)), _WORD(13))
+    # Below 2^-14 the significand, its leading 1 included, moves right by the exponent's lack.
+    significand = builder.or_(builder.and_(magnitude, _WORD(0x7FFFFF)), _WORD(0x800000))
+    shift = builder.sub(_WORD(126), builder.lshr(magnitude, _WORD(23)))
+    shift = builder.select(builder.icmp_unsigned("<", shift, _WORD(25)), shift, _WORD(25))
+    subnormal = _round_shift(builder, significand, shift)
+    small = builder.icmp_unsigned("<", magnitude, _WORD(113 << 23))
+    result = builder.select(small, subnormal, normal)
+    large = builder.icmp_unsigned(">=", magnitude, _WORD(0x47800000))
+    result = builder.select(large, _WORD(0x7C00), result)
+    result = builder.select(is_nan, _WORD(0x7E00), result)
+    return builder.trunc(builder.or_(result, sign), ir.IntType(16))
+
+
+def _round_shift(builder, word, shift):
+    """word >> shift, rounded to nearest, ties to even."""
+    odd = builder.and_(builder.lshr(word, shift), _WORD(1))
+    below_half = builder.sub(builder.shl(_WORD(1), builder.sub(shift, _WORD(1))), _WORD(1))
+    return builder.lshr(builder.add(builder.add(word, below_half), odd), shift)
 
 
 def _kinds(module):

@@ -26,6 +26,7 @@ import numpy as np
 from .. import formulas
 from . import channels_first, channels_last
 from .compile import exact
+from .half import read, write
 from .partition import Partition
 
 # Words after those of the partition.
@@ -116,21 +117,26 @@ def tile_channels(cut, first_column, last_column):
 
 
 @exact
-def set_columns(cut, channel, row, value):
-    """Give `value` to every column of a channel."""
-    for position in range(cut.fold):
-        first = (position * cut.channels + channel) * cut.repeat
-        for column in range(first, first + cut.repeat):
-            row[column] = value
+def set_in_two(table, row, column, value):
+    """Put `value` in two rows of `coefficients`: rounded, and what rounding left."""
+    table[row, column] = value
+    rest = value - np.float64(table[row, column])
+    # An infinite value leaves inf − inf, and that NaN would spoil finite elements.
+    table[row + 1, column] = rest if abs(value) < np.inf else 0.0
 
 
 @exact
-def set_columns_in_two(cut, channel, high, low, value):
-    """Give `value` to every column of a channel as `high`, rounded, and `low`, what is left."""
-    set_columns(cut, channel, high, value)
-    rest = value - np.float64(high[channel * cut.repeat])
-    # An infinite value leaves inf − inf, and that NaN would spoil finite elements.
-    set_columns(cut, channel, low, rest if abs(value) < np.inf else 0.0)
+def spread(cut, first, last, table, first_row, last_row):
+    """Give every column of the channels [first, last) what the channel's first column has."""
+    if cut.fold * cut.repeat == 1:
+        return
+    for row in range(first_row, last_row):
+        for position in range(cut.fold):
+            for channel in range(first, last):
+                value = table[row, channel * cut.repeat]
+                column = (position * cut.channels + channel) * cut.repeat
+                for j in range(column, column + cut.repeat):
+                    table[row, j] = value
 
 
 # Forward
@@ -158,12 +164,12 @@ def choose_pivots(number, sum_1, sum_2, pivot):
     """Move the pivots that are far from their block's mean; whether any were."""
     found = False
     for j in range(number.size):
-        if number[j] > 0:
-            shift = sum_1[j] / number[j]
-            # Cancellation multiplies rounding by one more than the ratio of these.
-            if sum_1[j] * shift > PIVOT_RATIO * (sum_2[j] - sum_1[j] * shift):
-                pivot[j] += shift
-                found = True
+        n = read(number, j)
+        shift = read(sum_1, j) / (n + (n == 0))
+        # Cancellation multiplies rounding by one more than the ratio of these.
+        far = read(sum_1, j) * shift > PIVOT_RATIO * (read(sum_2, j) - read(sum_1, j) * shift)
+        write(pivot, j, pivot.dtype.type(read(pivot, j) + (shift if far else 0.0)))
+        found |= far
     return found
 
 
@@ -174,14 +180,13 @@ def absorb(number, sum_1, sum_2, pivot, count, mean, m2):
     Neighbouring blocks are alike as a rule, so the next one seldom needs a second pass.
     """
     for j in range(count.size):
-        if number[j] > 0:
-            block_mean, block_m2 = block_moments(
-                number[j], np.float64(pivot[j]), sum_1[j], sum_2[j]
-            )
-            count[j], mean[j], m2[j] = merge(
-                count[j], mean[j], m2[j], number[j], block_mean, block_m2
-            )
-            pivot[j] = block_mean
+        n, p = read(number, j), np.float64(read(pivot, j))
+        block_mean, block_m2 = block_moments(n, p, read(sum_1, j), read(sum_2, j))
+        merged = merge(read(count, j), read(mean, j), read(m2, j), n, block_mean, block_m2)
+        write(count, j, merged[0])
+        write(mean, j, merged[1])
+        write(m2, j, merged[2])
+        write(pivot, j, pivot.dtype.type(block_mean))
 
 
 def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
@@ -228,9 +233,13 @@ def merge_splits(cut, columns, partial):
         other_mean = partial[split, 1][columns[0] : columns[1]]
         other_m2 = partial[split, 2][columns[0] : columns[1]]
         for j in range(count.size):
-            count[j], mean[j], m2[j] = merge(
-                count[j], mean[j], m2[j], other_count[j], other_mean[j], other_m2[j]
-            )
+            merged = merge(
+                read(count, j), read(mean, j), read(m2, j),
+                read(other_count, j), read(other_mean, j), read(other_m2, j),
+            )  # fmt: skip
+            write(count, j, merged[0])
+            write(mean, j, merged[1])
+            write(m2, j, merged[2])
 
 
 @exact
@@ -273,9 +282,11 @@ def forward_coefficients(
         scale, shift = scale_shift(
             values[GAMMA, channel], values[BETA, channel], 1.0 / stddev, r, d
         )
-        set_columns_in_two(cut, channel, coefficients[MEAN_HIGH], coefficients[MEAN_LOW], mean)
-        set_columns(cut, channel, coefficients[SCALE], scale)
-        set_columns(cut, channel, coefficients[SHIFT], shift)
+        column = channel * cut.repeat
+        set_in_two(coefficients, MEAN_HIGH, column, mean)
+        coefficients[SCALE, column] = scale
+        coefficients[SHIFT, column] = shift
+    spread(cut, first, last, coefficients, MEAN_HIGH, SHIFT + 1)
 
 
 def given_coefficients(
@@ -286,11 +297,11 @@ def given_coefficients(
     columns = tile_columns(cut, task)
     first, last = tile_channels(cut, columns[0], columns[1])
     for channel in range(first, last):
-        set_columns_in_two(
-            cut, channel, coefficients[MEAN_HIGH], coefficients[MEAN_LOW], values[MEAN, channel]
-        )
-        set_columns(cut, channel, coefficients[SCALE], values[GAMMA, channel])
-        set_columns(cut, channel, coefficients[SHIFT], values[BETA, channel])
+        column = channel * cut.repeat
+        set_in_two(coefficients, MEAN_HIGH, column, values[MEAN, channel])
+        coefficients[SCALE, column] = values[GAMMA, channel]
+        coefficients[SHIFT, column] = values[BETA, channel]
+    spread(cut, first, last, coefficients, MEAN_HIGH, SHIFT + 1)
 
 
 def normalize(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
@@ -330,9 +341,8 @@ def mean_coefficients(
     columns = tile_columns(cut, task)
     first, last = tile_channels(cut, columns[0], columns[1])
     for channel in range(first, last):
-        set_columns_in_two(
-            cut, channel, coefficients[MEAN_HIGH], coefficients[MEAN_LOW], values[MEAN, channel]
-        )
+        set_in_two(coefficients, MEAN_HIGH, channel * cut.repeat, values[MEAN, channel])
+    spread(cut, first, last, coefficients, MEAN_HIGH, MEAN_LOW + 1)
 
 
 def gradient_sums(
@@ -388,11 +398,11 @@ def backward_coefficients(
         scale, mean_dy, slope = input_gradient(
             values[GAMMA, channel], r, rstd, values[COUNT, channel], sum_dy, sum_dy_xhat
         )
-        set_columns(cut, channel, coefficients[SCALE], scale)
-        set_columns_in_two(
-            cut, channel, coefficients[MEAN_DY_HIGH], coefficients[MEAN_DY_LOW], mean_dy
-        )
-        set_columns(cut, channel, coefficients[SLOPE], slope)
+        column = channel * cut.repeat
+        coefficients[SCALE, column] = scale
+        set_in_two(coefficients, MEAN_DY_HIGH, column, mean_dy)
+        coefficients[SLOPE, column] = slope
+    spread(cut, first, last, coefficients, SCALE, SLOPE + 1)
 
 
 def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):

@@ -12,16 +12,25 @@ outputs are given by the caller. `numbabn.cuda.launch` has the same names and si
 """
 
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from . import kernels, masks, tasks
+from . import kernels, masks, tasks, threads
 from .compile import kernel
 from .half import BFLOAT, HALF
-from .partition import partition
+from .partition import LEAST_RUN, Partition, partition
 
 _NO_BYTES = np.zeros(0, np.uint8)
-_NO_LIMITS = (0.0, np.inf, np.inf)
+_NO_MASK = tasks.memory(_NO_BYTES)
+
+# The steps of `tasks.run`: prepare, measure, combine, apply.
+_STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
+_FORWARD = (None, kernels.statistics, kernels.forward_coefficients, kernels.normalize)
+_NORMALIZE = (kernels.given_coefficients, None, None, kernels.normalize)
+_SUMS = (kernels.mean_coefficients, kernels.gradient_sums, kernels.backward_coefficients, None)
+_BACKWARD = (*_SUMS[:3], kernels.gradient)
 
 
 def statistics(x, mask):
@@ -31,23 +40,25 @@ def statistics(x, mask):
 
 def forward(x, mask, gamma, beta, epsilon, reference, out):
     """Normalize `x` by its own statistics into `out`, or nowhere if None; returns `saved`."""
-    values = np.empty((kernels.VALUES, x.shape[1]))
+    plan = _plan_for(_FORWARD if out is not None else _STATISTICS, x, mask, reference is not None)
+    scratch, values = plan.scratch()
     values[kernels.GAMMA] = 1.0 if gamma is None else gamma
     values[kernels.BETA] = 0.0 if beta is None else beta
-    limits = _NO_LIMITS
+    scratch[0] = epsilon
     if reference is not None:
         values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV], limits = reference
-    steps = (None, kernels.statistics, kernels.forward_coefficients, kernels.normalize)
-    _run(steps, x, x, out, mask, (epsilon, *limits), values, reference is not None)
-    return values[: kernels.SAVED]
+        scratch[1:4] = limits
+    _run(plan, x, x, out, mask, scratch)
+    # A copy: the scratch may be much larger, and need not live as long.
+    return values[: kernels.SAVED].copy()
 
 
 def normalize(x, mean, scale, shift, out):
     """out = (x − mean) · scale + shift"""
-    values = np.empty((kernels.VALUES, x.shape[1]))
+    plan = _plan_for(_NORMALIZE, x, None)
+    scratch, values = plan.scratch()
     values[kernels.MEAN], values[kernels.GAMMA], values[kernels.BETA] = mean, scale, shift
-    steps = (kernels.given_coefficients, None, None, kernels.normalize)
-    _run(steps, x, x, out, None, (0.0, *_NO_LIMITS), values)
+    _run(plan, x, x, out, None, scratch)
 
 
 def backward(dy, x, saved, epsilon, mask, training, out):
@@ -55,17 +66,14 @@ def backward(dy, x, saved, epsilon, mask, training, out):
 
     training: False where the statistics were constants, and `mask` plays no part
     """
-    values = np.empty((kernels.VALUES, x.shape[1]))
+    steps = _BACKWARD if out is not None else _SUMS
+    plan = _plan_for(steps, x, mask, kind=None if training else masks.OFF)
+    scratch, values = plan.scratch()
     values[: kernels.SAVED] = saved
     if not training:
         values[kernels.COUNT] = 0.0
-    steps = (
-        kernels.mean_coefficients,
-        kernels.gradient_sums,
-        kernels.backward_coefficients,
-        kernels.gradient,
-    )
-    _run(steps, x, dy, out, mask, (epsilon, *_NO_LIMITS), values, off=not training)
+    scratch[0] = epsilon
+    _run(plan, x, dy, out, mask, scratch)
     return values[kernels.DGAMMA], values[kernels.DBETA]
 
 
@@ -80,53 +88,87 @@ def renorm_correction(mean, stddev, epsilon, reference):
     return r, d
 
 
-def _run(steps, x, dy, out, mask, numbers, values, renorm=False, off=False):
-    """Run the four `steps` of `tasks.run`, on several threads where that pays."""
-    outer, channels, inner = x.shape
-    cut, by_rows = partition(outer, channels, inner, x.dtype.itemsize, mask is not None)
-    if off:
-        kind, on = masks.OFF, _NO_BYTES
-    elif mask is None:
-        kind, on = masks.NONE, _NO_BYTES
-    else:
-        kind = masks.POSITION if mask.axes is None else masks.ELEMENT
-        on = mask.on.reshape(-1)
-    if kind == masks.ELEMENT or (kind == masks.POSITION and by_rows and cut.repeat > 1):
+class _Plan(NamedTuple):
+    """All that follows from a call's shape, dtype and kind of mask."""
+
+    cut: Partition
+    steps: tuple[Any, ...]  # as `tasks.run` takes them
+    words: NDArray[np.int64]  # what every step reads, see `kernels`
+    words_memory: Any  # the same, as `tasks.run` takes it
+    compute_dtype: Any  # of the coefficients
+
+    def scratch(self):
+        """numbers, values, partial and coefficients in one piece; and the values in it."""
+        partial = self.cut.splits * 3 * self.cut.columns
+        coefficients = kernels.COEFFICIENTS * self.cut.columns
+        values = kernels.VALUES * self.cut.channels
+        scratch = np.empty(4 + values + partial + coefficients)
+        return scratch, scratch[4 : 4 + values].reshape(kernels.VALUES, self.cut.channels)
+
+
+def _plan_for(steps, x, mask, renorm=False, kind=None):
+    if kind is None:
+        kind = _kind(mask, x.shape[2])
+    if kind == masks.ELEMENT:
+        # Its words hold the mask's own steps: such a plan serves once.
+        return _plan.__wrapped__(steps, x.shape, x.dtype, renorm, kind, mask)
+    return _plan(steps, x.shape, x.dtype, renorm, kind, None)
+
+
+def _kind(mask, inner):
+    if mask is None:
+        return masks.NONE
+    # Rows that hold several neighbouring positions need a mask of their columns.
+    shared = 1 < inner < LEAST_RUN
+    return masks.POSITION if mask.axes is None and not shared else masks.ELEMENT
+
+
+@lru_cache(maxsize=4096)
+def _plan(steps, shape, dtype, renorm, kind, mask):
+    outer, channels, inner = shape
+    masked = kind in (masks.POSITION, masks.ELEMENT)
+    cut, by_rows = partition(outer, channels, inner, dtype.itemsize, masked)
+    if kind == masks.ELEMENT:
         words = _element_words(cut, by_rows, inner, renorm, mask)
     else:
-        words = _words(cut, inner, renorm, kind, on.size)
-    compute_dtype = np.float64 if x.dtype == np.float64 else np.float32
-    scratch = (
-        np.array(numbers),
-        values,
-        np.empty((cut.splits, 3, cut.columns)),
-        np.empty((kernels.COEFFICIENTS, cut.columns), compute_dtype),
+        mask_bytes = outer * inner if kind == masks.POSITION else 0
+        head = (*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0)
+        words = np.array(head, np.int64)
+    compiled = tuple(
+        0 if step is None else tasks.step(step, dtype.name, by_rows, inner) for step in steps
     )
-    flat = _bits(x)
-    memory = (flat, _bits(dy), flat if out is None else _bits(out), on, words, *scratch)
-    if out is None:
-        steps = (*steps[:3], None)
-    name = x.dtype.name
-    calls = [step and tasks.step(step, name, by_rows, inner) for step in steps]
-    tasks.launch(x.size, calls, cut, memory)
+    compute_dtype = np.float64 if dtype == np.float64 else np.float32
+    return _Plan(cut, compiled, words, tasks.memory(words), compute_dtype)
+
+
+def _run(plan, x, dy, out, mask, scratch):
+    """Run a plan's steps over its tasks, on Numba's threads where that pays."""
+    x_memory = tasks.memory(_bits(x))
+    dy_memory = x_memory if dy is x else tasks.memory(_bits(dy))
+    out_memory = x_memory if out is None else tasks.memory(_bits(out))
+    on_memory = _NO_MASK if mask is None else tasks.memory(mask.on.reshape(-1))
+    arguments = (
+        x_memory, dy_memory, out_memory, on_memory, plan.words_memory,
+        *tasks.scratch_memory(scratch, plan),
+    )  # fmt: skip
+    cut = plan.cut
+    if threads.is_parallel(x.size):
+        with threads.launching():
+            tasks.run_parallel(plan.steps, cut.tiles, cut.splits, arguments)
+    else:
+        tasks.run_serial(plan.steps, cut.tiles, cut.splits, arguments)
 
 
 def _bits(array):
     """The flat memory of a canonical array, 16-bit floats as the integers that kernels read."""
     flat = array.reshape(-1)
-    if flat.dtype.itemsize == 2:
+    if flat.itemsize == 2:
         return flat.view(HALF if flat.dtype == np.float16 else BFLOAT)
     return flat
 
 
-@lru_cache(maxsize=1024)
-def _words(cut, inner, renorm, kind, mask_bytes):
-    """The integers that every step reads, for a mask without tables; see `kernels`."""
-    return np.array((*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0), np.int64)
-
-
 def _element_words(cut, by_rows, inner, renorm, mask):
-    """As `_words`, for a mask that differs between the columns of a row, or along a run."""
+    """The words of a plan for an ELEMENT mask: its steps through memory follow the others."""
     if mask.axes is None:
         # One byte a position, seen from rows that hold several neighbouring positions.
         axes = (([cut.rows], [inner]), ([cut.channels], [0]), ([inner], [1]))

@@ -30,8 +30,10 @@ ROW_TILE = 512
 FUSED_BYTES = 512 * 1024
 # Contiguous bytes worth a jump: below half a page, hardware prefetch is lost at each row.
 LEAST_CONTIGUOUS = 2048
-# Enough tasks for the threads of a large machine to share evenly.
+# Enough tasks for the threads of a large machine to share evenly,
 TASKS = 32
+# of so many elements at least: a task costs a microsecond besides, they some ten.
+TASK_ELEMENTS = 1 << 14
 
 
 class Partition(NamedTuple):
@@ -67,6 +69,11 @@ def partition(outer: int, channels: int, inner: int, itemsize: int, masked: bool
     return _by_runs(outer, channels, inner, itemsize), False
 
 
+def _task_limit(total):
+    """How many tasks a tensor of `total` elements is worth."""
+    return max(1, min(TASKS, total // TASK_ELEMENTS))
+
+
 def _by_rows(outer, channels, inner, itemsize, masked):
     total = outer * channels * inner
     width = channels * inner
@@ -79,10 +86,11 @@ def _by_rows(outer, channels, inner, itemsize, masked):
     # A tile may not cut a channel's neighbours apart, nor a folded row.
     step = columns if fold > 1 else inner
     fused = FUSED_BYTES // max(1, rows * itemsize)
-    if fused >= LEAST_ROW and columns >= TASKS * LEAST_ROW:
-        tile, splits = min(fused, ROW_TILE), 1
+    tasks = _task_limit(total)
+    if fused >= LEAST_ROW and columns >= tasks * LEAST_ROW:
+        tile, splits = min(fused, ROW_TILE, ceil(columns / tasks)), 1
     else:
-        tile, splits = ROW_TILE, TASKS
+        tile, splits = ROW_TILE, tasks
     tile = max(1, min(columns, max(1, tile // step) * step))
     tiles = ceil(columns / tile)
     blocks = ceil(rows / ROW_BLOCK)
@@ -95,13 +103,14 @@ def _by_rows(outer, channels, inner, itemsize, masked):
 def _by_runs(outer, channels, inner, itemsize):
     channel_bytes = max(1, outer * inner * itemsize)
     tile = max(FUSED_BYTES // channel_bytes, ceil(LEAST_CONTIGUOUS / (inner * itemsize)))
-    tile = max(1, min(tile, channels // TASKS))
+    tasks = _task_limit(outer * channels * inner)
+    tile = max(1, min(tile, channels // tasks))
     tiles = ceil(channels / tile)
     piece = min(inner, RUN_BLOCK)
     pieces = ceil(inner / piece)
     block_rows = max(1, RUN_BLOCK // inner)
     blocks = ceil(outer / block_rows) * pieces
-    splits = 1 if tiles >= TASKS // 2 else ceil(TASKS / max(1, tiles))
+    splits = 1 if tiles >= tasks // 2 else ceil(tasks / max(1, tiles))
     return _cut(
         outer * channels * inner, channels, channels, 1, 1, outer, tile, tiles, block_rows,
         piece, pieces, blocks, splits,

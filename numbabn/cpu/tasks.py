@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import carray, config, prange, types
 from numba.extending import intrinsic
 
-from . import kernels, threads
+from . import kernels
 from .compile import c_function, exact, kernel
 from .kernels import COEFFICIENTS, VALUES
 from .partition import Partition
@@ -77,13 +77,14 @@ if not config.DISABLE_JIT:
     _call = intrinsic(_compiled_call)
 
 
-def run(prepare, measure, combine, apply, tiles, splits, arguments):
+def run(steps, tiles, splits, arguments):
     """Run four steps, each the address of a C function, or 0 for none.
 
-    prepare, combine: once for each tile
-    measure, apply: once for each task, a split of a tile
+    steps: prepare, once for each tile; measure, once for each task, a split of a tile;
+        combine, once for each tile; apply, once for each task
     arguments: tuple of addresses, the arguments of every step
     """
+    prepare, measure, combine, apply = steps
     if splits == 1:
         # A task has all of its columns: it goes through while they are in the cache.
         for tile in prange(tiles):
@@ -144,16 +145,18 @@ def memory(array):
     return array if config.DISABLE_JIT else array.__array_interface__["data"][0]
 
 
-def launch(size, steps, cut, arrays):
-    """Run four steps over the tasks of `cut`, on Numba's threads where `size` is worth it.
-
-    steps: of `step`, or None
-    arrays: the steps' arguments before `task`
-    """
-    prepare, measure, combine, apply = (each or 0 for each in steps)
-    arguments = tuple([memory(array) for array in arrays])
-    if threads.is_parallel(size):
-        with threads.launching():
-            run_parallel(prepare, measure, combine, apply, cut.tiles, cut.splits, arguments)
-    else:
-        run_serial(prepare, measure, combine, apply, cut.tiles, cut.splits, arguments)
+def scratch_memory(scratch, plan):
+    """A plan's scratch as `run` takes it: numbers, values, partial, coefficients."""
+    cut = plan.cut
+    partial = 4 + VALUES * cut.channels
+    coefficients = partial + cut.splits * 3 * cut.columns
+    if config.DISABLE_JIT:
+        table = scratch[coefficients:].view(plan.compute_dtype)[: COEFFICIENTS * cut.columns]
+        return (
+            scratch[:4],
+            scratch[4:partial].reshape(VALUES, cut.channels),
+            scratch[partial:coefficients].reshape(cut.splits, 3, cut.columns),
+            table.reshape(COEFFICIENTS, cut.columns),
+        )
+    first = memory(scratch)
+    return first, first + 32, first + 8 * partial, first + 8 * coefficients
