@@ -1,0 +1,34 @@
+"""What every test shares: seeds, the hypothesis profile, the marker for compiled kernels."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from arrays import JIT_DISABLED
+
+settings.register_profile(
+    "numbabn",
+    derandomize=True,  # the same examples on every run
+    deadline=None,  # the first example compiles
+    database=None,
+    max_examples=25 if JIT_DISABLED else 60,
+)
+settings.load_profile("numbabn")
+
+if JIT_DISABLED:
+    # The kernels run as plain Python over NumPy scalars here, and those warn of what compiled
+    # code computes in silence: NaN and inf that a caller passed.
+    np.seterr(all="ignore")
+
+
+def pytest_collection_modifyitems(items):
+    if JIT_DISABLED:
+        skip = pytest.mark.skip(reason="needs compiled kernels")
+        for item in items:
+            if item.get_closest_marker("jit"):
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20170210)

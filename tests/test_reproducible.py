@@ -1,0 +1,103 @@
+"""The same bits on every run, with any number of threads, and in the serial kernels too."""
+
+import os
+
+import numba
+import numpy as np
+import pytest
+
+import numbabn
+from arrays import DTYPES, make_case
+from processes import run_python
+
+pytestmark = pytest.mark.jit
+
+# Above the size at which work goes to several threads; one shape for each way to cut it.
+SHAPES = [
+    pytest.param((32, 8, 31, 31), 1, id="channels-first"),
+    pytest.param((1, 1, 300007), 1, id="one long channel"),
+    pytest.param((300, 200, 5), 1, id="short channels"),
+    pytest.param((32, 31, 31, 8), -1, id="channels-last"),
+    pytest.param((100003, 3), -1, id="few channels, channels-last"),
+    pytest.param((200, 1500), -1, id="many channels, channels-last"),
+]
+
+
+def results(case):
+    renorm = numbabn.Renorm(*case.renorm)
+    y, saved = numbabn.batch_norm_forward(
+        case.x, case.gamma, case.beta, axis=case.axis, mask=case.mask, renorm=renorm
+    )
+    gradients = numbabn.batch_norm_backward(case.dy, case.x, saved)
+    batch = numbabn.batch_statistics(case.x, axis=case.axis, mask=case.mask)
+    return [y, saved.statistics.mean, saved.statistics.variance, *gradients, batch.variance]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_same_bits_on_every_run_and_with_one_thread(shape, axis, dtype, masked):
+    mask = np.random.default_rng(1).random((*shape[:-1], 1)) < 0.7 if masked else None
+    case = make_case(shape, axis, dtype, renorm=True, mask=mask)
+    first = results(case)
+    again = [results(case) for _ in range(3)]
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        again.append(results(case))
+    finally:
+        numba.set_num_threads(threads)
+    for other in again:
+        for one, two in zip(first, other, strict=True):
+            assert one.tobytes() == two.tobytes()
+
+
+DIGEST = """
+import hashlib, os
+import numba, numpy as np
+import numbabn
+
+def digest():
+    state = hashlib.sha256()
+    rng = np.random.default_rng(5)
+    for shape, axis in [((32, 8, 31, 31), 1), ((1, 1, 300007), 1), ((100003, 3), -1)]:
+        x = rng.normal(3.0, 1.0, shape).astype(np.float32)
+        dy = rng.normal(size=shape).astype(np.float32)
+        for mask in (None, rng.random((*shape[:-1], 1)) < 0.7):
+            y, saved = numbabn.batch_norm_forward(x, axis=axis, mask=mask)
+            results = numbabn.batch_norm_backward(dy, x, saved)
+            for each in (y, saved.statistics.mean, saved.statistics.variance, *results):
+                state.update(each.tobytes())
+    return state.hexdigest()
+"""
+
+
+def test_same_bits_with_one_two_and_four_threads():
+    program = DIGEST + (
+        "for threads in (1, 2, 4):\n    numba.set_num_threads(threads)\n    print(digest())\n"
+    )
+    lines = run_python(program, NUMBA_NUM_THREADS="4").split()
+    lines += run_python(DIGEST + "print(digest())", NUMBA_NUM_THREADS="1").split()
+    assert len(lines) == 4
+    assert len(set(lines)) == 1
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_same_bits_with_every_threading_layer(layer):
+    if layer == "omp":
+        pytest.importorskip("numba.np.ufunc.omppool", reason="this numba has no OpenMP layer")
+    program = DIGEST + "print(digest())\nassert numba.threading_layer() == os.environ['LAYER']"
+    (other,) = run_python(program, NUMBA_THREADING_LAYER=layer, LAYER=layer).split()
+    assert other == run_python(DIGEST + "print(digest())").strip()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_same_bits_in_a_forked_child():
+    """A forked child runs the serial kernels."""
+    program = DIGEST + (
+        "print(digest(), flush=True)\n"
+        "if os.fork() == 0:\n    print(digest(), flush=True)\n    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    parent, child = run_python(program).split()
+    assert parent == child
