@@ -1,4 +1,4 @@
-"""The launchers of JAX programs: XLA calls the kernels, without Python and without a copy.
+"""The operations in JAX programs: XLA calls the kernels, without Python and without a copy.
 
 XLA's foreign function interface calls a C function with a *call frame*: pointers to
 buffers and attributes (`xla/ffi/api/c_api.h`, which jaxlib installs). One C function,
@@ -13,20 +13,19 @@ Tasks go to the threads of XLA, as those of its own operations do: `_execute` sc
 for a thread that never comes. Numba's threads would contend with XLA's, start a team for
 each thread that XLA calls from, and abort the process where the layer is `workqueue`.
 
-    x, dy           row-major JAX arrays, traced or not
-    layout          `Layout` of such an array
-    mask            bool of the rank of `x`, or None
-    gamma, beta, mean, variance     (channels,) float32 or float64, or None
-    reference       (mean, stddev, limits), the limits (3,): rmin, rmax, dmax; or None
-    saved           (6, channels, 2) uint32: the bits of the `saved` of `launch`, because
-                    JAX has no float64 unless it is told to
+An operation has the name, inputs and outputs of one of `numbabn.keras.operations`; its
+attributes have `axis`, `epsilon`, `momentum`, `renorm` and `renorm_momentum`. The output
+`values`, (6, channels) float64, goes as its bits, (6, channels, 2) uint32: JAX has no float64
+unless it is told to.
 """
 
 import ctypes
-import math
+import logging
 import os
 import sys
+from collections.abc import Callable
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +36,13 @@ from llvmlite import ir
 from numba import carray, config, types
 from numba.extending import intrinsic
 
+from .. import formulas
 from .. import layout as lay
 from . import kernels, launch, masks, tasks, threads
 from .compile import c_function, exact
 from .partition import Partition, partition
+
+logger = logging.getLogger("numbabn")
 
 # The structs of `c_api.h`, as offsets in words of 8 bytes.
 _API_VERSION = 3 << 32  # 0.3: int32 major, int32 minor
@@ -58,56 +60,58 @@ _DTYPES = {"float16": 10, "bfloat16": 16, "float32": _F32, "float64": _F64}
 
 
 class _Plan(NamedTuple):
-    """The head of a plan; the words of the kernels follow. -1 is for none."""
+    """The head of a plan; the words of the kernels follow."""
 
-    # Places of the steps in `_table`.
+    mode: int
+    dtype: int  # XLA's number of x's dtype
+    # Places of the steps in `_table`, or -1.
     prepare: int
     measure: int
     combine: int
     apply: int
-    dtype: int  # XLA's number of x's dtype
-    epsilon: int  # the bits of a float64
-    # Indices of operands.
+    # The bits of float64.
+    epsilon: int
+    momentum: int
+    renorm_momentum: int
+    # Indices of operands, or -1.
     x: int
     dy: int
     mask: int
-    saved: int
-    mean: int
-    variance: int
+    values: int
     gamma: int
     beta: int
-    reference_mean: int
-    reference_stddev: int
-    limits: int
-    # Indices of results.
+    moving_mean: int
+    moving_variance: int
+    moving_stddev: int
+    renorm_mean: int
+    renorm_stddev: int
+    rmin: int
+    rmax: int
+    dmax: int
+    # Indices of results, or -1.
     out: int
-    saved_out: int
-    rows_out: int
-    first_row: int  # the row of `values` at which the rows of `rows_out` begin
-    scaled: int  # whether gamma is to be divided by the standard deviation
+    saved: int
+    next_moving_mean: int
+    next_moving_variance: int
+    next_moving_stddev: int
+    next_renorm_mean: int
+    next_renorm_stddev: int
+    dgamma: int
+    dbeta: int
 
 
-_PREPARE, _DTYPE, _EPSILON, _X, _DY, _MASK, _SAVED, _LIMITS = (
-    _Plan._fields.index(name)
-    for name in ("prepare", "dtype", "epsilon", "x", "dy", "mask", "saved", "limits")
-)
-_OUT, _SAVED_OUT, _ROWS_OUT, _FIRST_ROW, _SCALED = (
-    _Plan._fields.index(name) for name in ("out", "saved_out", "rows_out", "first_row", "scaled")
-)
+(
+    _MODE, _DTYPE, _PREPARE, _, _, _, _EPSILON, _MOMENTUM, _RENORM_MOMENTUM,
+    _X, _DY, _MASK, _VALUES, _GAMMA, _BETA, _MOVING_MEAN, _MOVING_VARIANCE, _MOVING_STDDEV,
+    _RENORM_MEAN, _RENORM_STDDEV, _RMIN, _RMAX, _DMAX,
+    _OUT, _SAVED, _NEXT_MEAN, _NEXT_VARIANCE, _NEXT_STDDEV, _NEXT_RENORM_MEAN,
+    _NEXT_RENORM_STDDEV, _DGAMMA, _DBETA,
+) = range(len(_Plan._fields))  # fmt: skip
 _HEAD = len(_Plan._fields)
-# The operands that rows of `values` come from, and what a row is without one: as if the
-# statistics were of nothing, and constants for the gradient.
-_ROWS = (
-    (kernels.MEAN, _Plan._fields.index("mean"), 0.0),
-    (kernels.VARIANCE, _Plan._fields.index("variance"), 0.0),
-    (kernels.GAMMA, _Plan._fields.index("gamma"), 1.0),
-    (kernels.BETA, _Plan._fields.index("beta"), 0.0),
-    (kernels.REFERENCE_MEAN, _Plan._fields.index("reference_mean"), 0.0),
-    (kernels.REFERENCE_STDDEV, _Plan._fields.index("reference_stddev"), 0.0),
-    (kernels.COUNT, -1, 0.0),
-    (kernels.R, -1, 1.0),
-    (kernels.D, -1, 0.0),
-)
+_OPERANDS, _RESULTS = _Plan._fields[_X:_OUT], _Plan._fields[_OUT:]
+# Modes. A forward of renorm has its reference in `renorm_mean` and `renorm_stddev`, or, where
+# those are not there, in the moving statistics.
+_FORWARD, _RENORM_FORWARD, _NORMALIZE, _BACKWARD = range(4)
 
 _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
     Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
@@ -115,10 +119,10 @@ _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
 
 # The table: functions of the C library, messages, then every step for each dtype and layout.
 (
-    _ALLOCATE, _FREE, _YIELD, _FORMAT, _HELP_TASK, _PARALLEL,
+    _ALLOCATE, _FREE, _YIELD, _FORMAT, _HELP_TASK, _READ, _PARALLEL,
     _NOT_LOADED, _MISFIT, _NO_MEMORY, _BAD_LIMITS,
-) = range(10)  # fmt: skip
-_STEPS = 10
+) = range(11)  # fmt: skip
+_STEPS = 11
 _FUNCTIONS = (
     kernels.statistics,
     kernels.forward_coefficients,
@@ -149,6 +153,16 @@ def _pointer(typing_context, address):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _double(typing_context, bits):
+    """The float64 that has these bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
 
 
 @intrinsic
@@ -216,6 +230,10 @@ def _table_entry(typing_context, place):
         return builder.load(builder.gep(first, [arguments[0]]))
 
     return types.int64(types.int64), generate
+
+
+moving_average = exact(formulas.moving_average)
+variance_from_stddev = exact(formulas.variance_from_stddev)
 
 
 @exact
@@ -373,32 +391,109 @@ def _put(buffer, values):
 def _fits(plan, operands, words):
     """Whether the buffers have the sizes and the dtype that the plan was made for."""
     x = operands[plan[_X]]
+    if _int32(x + 8 * _BUFFER_DTYPE) != plan[_DTYPE]:
+        return False
     channels = words[_CHANNELS]
-    if _elements(x) != words[_TOTAL] or _int32(x + 8 * _BUFFER_DTYPE) != plan[_DTYPE]:
-        return False
-    if _elements(operands[plan[_DY]]) != words[_TOTAL]:
-        return False
-    if plan[_MASK] >= 0 and _elements(operands[plan[_MASK]]) != words[kernels.MASK_BYTES]:
-        return False
-    if plan[_SAVED] >= 0 and _elements(operands[plan[_SAVED]]) != kernels.SAVED * channels * 2:
-        return False
-    for _, source, _ in _ROWS:
-        if source >= 0 and plan[source] >= 0 and _elements(operands[plan[source]]) != channels:
+    for place in range(_X, _OUT):
+        expected = channels
+        if place in (_X, _DY):
+            expected = words[_TOTAL]
+        elif place == _MASK:
+            expected = words[kernels.MASK_BYTES]
+        elif place == _VALUES:
+            expected = 2 * kernels.SAVED * channels
+        elif place >= _RMIN:
+            expected = 1
+        if plan[place] >= 0 and _elements(operands[plan[place]]) != expected:
             return False
     return True
 
 
 @exact
-def _fill(plan, operands, values):
-    """The rows of `values` that the kernels start from."""
-    for row, source, default in _ROWS:
-        if source >= 0 and plan[source] >= 0:
-            _get(operands[plan[source]], values[row])
-        else:
-            values[row] = default
-    if plan[_SAVED] >= 0:
+def _limits(plan, operands, numbers):
+    """The limits of renorm into `numbers`; False where they are none."""
+    numbers[1], numbers[2], numbers[3] = 0.0, np.inf, np.inf
+    for k in range(3):
+        if plan[_RMIN + k] >= 0:
+            _get(operands[plan[_RMIN + k]], numbers[1 + k : 2 + k])
+    # So written, NaN is refused too.
+    return numbers[1] <= numbers[2] and numbers[3] >= 0.0
+
+
+@exact
+def _fill(plan, operands, values, epsilon):
+    """The rows of `values` that the steps start from."""
+    values[kernels.GAMMA] = 1.0
+    values[kernels.BETA] = 0.0
+    for place, row in ((_GAMMA, kernels.GAMMA), (_BETA, kernels.BETA)):
+        if plan[place] >= 0:
+            _get(operands[plan[place]], values[row])
+    if plan[_VALUES] >= 0:
         saved = values[: kernels.SAVED]
-        saved[:] = carray(_pointer(_data(operands[plan[_SAVED]])), saved.shape, np.float64)
+        saved[:] = carray(_pointer(_data(operands[plan[_VALUES]])), saved.shape, np.float64)
+    elif plan[_MODE] == _RENORM_FORWARD:
+        mean, stddev = values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV]
+        if plan[_RENORM_MEAN] >= 0:
+            _get(operands[plan[_RENORM_MEAN]], mean)
+            _get(operands[plan[_RENORM_STDDEV]], stddev)
+        else:
+            _get(operands[plan[_MOVING_MEAN]], mean)
+            _get(operands[plan[_MOVING_VARIANCE]], stddev)
+            for channel in range(stddev.size):
+                stddev[channel] = kernels.standard_deviation(stddev[channel], epsilon)
+    elif plan[_MODE] != _FORWARD:
+        # Statistics that are constants: as if they were of nothing.
+        values[kernels.COUNT] = 0.0
+        values[kernels.MEAN] = 0.0
+        values[kernels.R] = 1.0
+        values[kernels.D] = 0.0
+        variance = values[kernels.VARIANCE]
+        _get(operands[plan[_MOVING_VARIANCE]], variance)
+        if plan[_MOVING_MEAN] >= 0:
+            _get(operands[plan[_MOVING_MEAN]], values[kernels.MEAN])
+        if plan[_MODE] == _NORMALIZE:
+            for channel in range(variance.size):
+                rstd = 1.0 / kernels.standard_deviation(variance[channel], epsilon)
+                values[kernels.GAMMA, channel] *= rstd
+
+
+@exact
+def _move(operand, result, batch, count, momentum, moving):
+    """A moving statistic after the batch, into `result`, and into `moving` on the way."""
+    _get(operand, moving)
+    for channel in range(moving.size):
+        # A channel without a single element has nothing to move to.
+        if count[channel] > 0:
+            moving[channel] = moving_average(moving[channel], batch[channel], momentum)
+    _put(result, moving)
+
+
+@exact
+def _move_all(plan, operands, results, values, epsilon, momentum, renorm_momentum):
+    """Every moving statistic after the batch."""
+    count, mean, variance = values[kernels.COUNT], values[kernels.MEAN], values[kernels.VARIANCE]
+    # The forward is through with these rows.
+    moving, stddev = values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV]
+    first, second = operands[plan[_MOVING_MEAN]], operands[plan[_MOVING_VARIANCE]]
+    _move(first, results[plan[_NEXT_MEAN]], mean, count, momentum, moving)
+    if plan[_NEXT_STDDEV] < 0:
+        _move(second, results[plan[_NEXT_VARIANCE]], variance, count, momentum, moving)
+        return
+    for channel in range(stddev.size):
+        stddev[channel] = kernels.standard_deviation(variance[channel], epsilon)
+    for operand, result, batch in (
+        (_RENORM_MEAN, _NEXT_RENORM_MEAN, mean),
+        (_RENORM_STDDEV, _NEXT_RENORM_STDDEV, stddev),
+    ):
+        _move(operands[plan[operand]], results[plan[result]], batch, count, renorm_momentum, moving)
+    _move(
+        operands[plan[_MOVING_STDDEV]], results[plan[_NEXT_STDDEV]], stddev, count, momentum, moving
+    )
+    _get(second, stddev)
+    for channel in range(stddev.size):
+        if count[channel] > 0:
+            stddev[channel] = variance_from_stddev(moving[channel], epsilon)
+    _put(results[plan[_NEXT_VARIANCE]], stddev)
 
 
 def _execute(frame):
@@ -437,27 +532,18 @@ def _execute(frame):
     numbers = carray(_pointer(numbers_address), (4,), np.float64)
     values = carray(_pointer(values_address), (kernels.VALUES, channels), np.float64)
 
-    _words(numbers_address, 1)[0] = plan[_EPSILON]
-    numbers[1], numbers[2], numbers[3] = 0.0, np.inf, np.inf
-    if plan[_LIMITS] >= 0:
-        _get(operands[plan[_LIMITS]], numbers[1:])
-        # So written, NaN is refused too.
-        if not (numbers[1] <= numbers[2] and numbers[3] >= 0.0):
-            # The job holds nothing yet: the message fits in it.
-            _format(
-                _table_entry(_FORMAT), job, 8 * _JOB, _table_entry(_BAD_LIMITS),
-                numbers[1], numbers[2], numbers[3],
-            )  # fmt: skip
-            error = _error(api, _INVALID_ARGUMENT, job)
-            _call(_table_entry(_FREE), job)
-            return error
-    _fill(plan, operands, values)
-    if plan[_SCALED] != 0:
-        for channel in range(channels):
-            rstd = 1.0 / kernels.standard_deviation(values[kernels.VARIANCE, channel], numbers[0])
-            values[kernels.GAMMA, channel], values[kernels.BETA, channel] = kernels.scale_shift(
-                values[kernels.GAMMA, channel], values[kernels.BETA, channel], rstd, 1.0, 0.0
-            )
+    epsilon = _double(plan[_EPSILON])
+    numbers[0] = epsilon
+    if not _limits(plan, operands, numbers):
+        # The job holds nothing yet: the message fits in it.
+        _format(
+            _table_entry(_FORMAT), job, 8 * _JOB, _table_entry(_BAD_LIMITS),
+            numbers[1], numbers[2], numbers[3],
+        )  # fmt: skip
+        error = _error(api, _INVALID_ARGUMENT, job)
+        _call(_table_entry(_FREE), job)
+        return error
+    _fill(plan, operands, values, epsilon)
 
     shared = _words(job, _JOB)
     x = _data(operands[plan[_X]])
@@ -475,15 +561,88 @@ def _execute(frame):
         shared[_JOB_STEPS + step] = _table_entry(place) if place >= 0 else 0
     _run(job, api, frame[_FRAME_CONTEXT], words[_TOTAL], words[_TILES], words[_SPLITS])
 
-    if plan[_SAVED_OUT] >= 0:
+    if plan[_SAVED] >= 0:
         saved = values[: kernels.SAVED]
-        carray(_pointer(_data(results[plan[_SAVED_OUT]])), saved.shape, np.float64)[:] = saved
-    if plan[_ROWS_OUT] >= 0:
-        buffer = results[plan[_ROWS_OUT]]
-        number = _elements(buffer) // max(1, channels)
-        _put(buffer, values[plan[_FIRST_ROW] : plan[_FIRST_ROW] + number])
+        carray(_pointer(_data(results[plan[_SAVED]])), saved.shape, np.float64)[:] = saved
+    if plan[_NEXT_MEAN] >= 0:
+        momenta = _double(plan[_MOMENTUM]), _double(plan[_RENORM_MOMENTUM])
+        _move_all(plan, operands, results, values, epsilon, momenta[0], momenta[1])
+    for place, row in ((_DGAMMA, kernels.DGAMMA), (_DBETA, kernels.DBETA)):
+        if plan[place] >= 0:
+            _put(results[plan[place]], values[row])
     _release(job)
     return 0
+
+
+# Numbers that Python knows
+
+# A request to `_read_number`, in words: which number, the number as float64, and if there is
+# none, why.
+_INDEX, _NUMBER, _REASON, _REQUEST = 0, 1, 2, 34
+
+
+def _execute_read(frame):
+    """Read the numbers whose indices are the call's attribute into its result."""
+    frame = carray(frame, (_FRAME,))
+    if frame[_FRAME_EXTENSION] != 0:
+        _describe(frame[_FRAME_EXTENSION])
+        return 0
+    api = _words(frame[_FRAME_API], _API)
+    attribute = _words(_words(frame[_FRAME_ATTRIBUTES], 1)[0], _ARRAY)
+    indices = _words(attribute[_ARRAY_DATA], attribute[_ARRAY_SIZE])
+    result = carray(
+        _pointer(_data(_words(frame[_FRAME_RESULTS], 1)[0])), (indices.size,), np.float32
+    )
+    address = _call(_table_entry(_ALLOCATE), 8 * _REQUEST)
+    if address == 0:
+        return _error(api, _RESOURCE_EXHAUSTED, _table_entry(_NO_MEMORY))
+    request = _words(address, _REQUEST)
+    error = 0
+    for k in range(indices.size):
+        request[_INDEX] = indices[k]
+        if error == 0:
+            if _call(_table_entry(_READ), address) != 0:
+                result[k] = _double(request[_NUMBER])
+            else:
+                error = _error(api, _INVALID_ARGUMENT, address + 8 * _REASON)
+    _call(_table_entry(_FREE), address)
+    return error
+
+
+_readers: list[Callable[[], float]] = []
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+def _read_number(address):
+    """Answer a request; 0 where the number cannot be had. Takes the GIL."""
+    index = ctypes.c_int64.from_address(address).value
+    try:
+        number = float(_readers[index]())
+    except Exception as error:
+        # Nothing can be raised into XLA. It gets the text, and raises an error of its own.
+        logger.exception("a number that a JAX program reads cannot be read")
+        text = f"{type(error).__name__}: {error}".encode()[: 8 * (_REQUEST - _REASON) - 1]
+        ctypes.memmove(address + 8 * _REASON, text + b"\0", len(text) + 1)
+        return 0
+    ctypes.c_double.from_address(address + 8 * _NUMBER).value = number
+    return 1
+
+
+def read_numbers(readers):
+    """Numbers that are read whenever the program runs: (len(readers),) float32.
+
+    readers: functions without arguments that return a float
+    """
+    indices = []
+    for reader in readers:
+        # A program may outlive the layer that a reader belongs to.
+        if reader not in _readers:
+            _readers.append(reader)
+        indices.append(_readers.index(reader))
+    call = jax.ffi.ffi_call(
+        _targets()[1], jax.ShapeDtypeStruct((len(indices),), np.float32), vmap_method="sequential"
+    )
+    return call(indices=np.array(indices, np.int64))
 
 
 # The process
@@ -500,45 +659,55 @@ _MESSAGES = {
 
 
 def _c_functions():
-    """Functions of C, by their place in the table; all of them work without the GIL."""
+    """C functions by their place in the table; those of Python need no GIL, or take it."""
     python = ctypes.pythonapi
-    system = ctypes.windll.kernel32 if sys.platform == "win32" else ctypes.CDLL(None)
+    give_way: Any
+    if sys.platform == "win32":
+        give_way = ctypes.windll.kernel32.SwitchToThread
+    else:
+        give_way = ctypes.CDLL(None).sched_yield
     return {
         _ALLOCATE: python.PyMem_RawMalloc,
         _FREE: python.PyMem_RawFree,
-        _YIELD: system.SwitchToThread if sys.platform == "win32" else system.sched_yield,
+        _YIELD: give_way,
         _FORMAT: python.PyOS_snprintf,
+        _READ: _read_number,
     }
 
 
 @lru_cache(maxsize=1)
-def _target():
-    """The name under which XLA knows the handler; it is compiled, or loaded, and registered."""
+def _targets():
+    """The names under which XLA knows `_execute` and `_execute_read`, registered by now."""
     llvmlite.binding.add_symbol(_SYMBOL, _table.ctypes.data)
     for place, function in _c_functions().items():
-        _table[place] = ctypes.cast(function, ctypes.c_void_p).value
+        _table[place] = ctypes.cast(function, ctypes.c_void_p).value or 0
     for place, message in _MESSAGES.items():
         text = ctypes.create_string_buffer(message.encode())
         _kept.append(text)
         _table[place] = ctypes.addressof(text)
-    words = types.CPointer(types.int64)
     helper = c_function(_help, "xla_help", types.void(types.int64))
-    handler = c_function(_execute, "xla_execute", types.int64(words))
-    _kept.extend((helper, handler))
+    _kept.append(helper)
     _table[_HELP_TASK] = helper.address
     _table[_PARALLEL] = not threads.in_forked_child()
+    return _register(_execute, "xla_execute"), _register(_execute_read, "xla_read")
+
+
+def _register(function, name):
+    """Compile a handler, or load it, and make it known to XLA; its name there."""
+    handler = c_function(function, name, types.int64(types.CPointer(types.int64)))
+    _kept.append(handler)
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype = ctypes.py_object
     capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    # XLA asks for a capsule of this name, and the capsule keeps the pointer to it.
+    # The name has a digest of the sources in it: a program that another version exported
+    # does not find it, and plans are read by the code that they are for.
     jax.ffi.register_ffi_target(
         handler.__name__, capsule(handler.address, _CAPSULE, None), platform="cpu"
     )
-    # The name has a digest of the sources in it: an exported program of another version
-    # does not find it, and plans are read by the code that they are for.
     return handler.__name__
 
 
+# XLA asks for a capsule of this name, and the capsule keeps the pointer to it.
 _CAPSULE = b"xla._CUSTOM_CALL_TARGET"
 # What the table holds the addresses of.
 _kept: list[Any] = []
@@ -555,131 +724,167 @@ if hasattr(os, "register_at_fork"):
 
 @lru_cache(maxsize=1)
 def is_available():
-    """Whether JAX's XLA calls the handler on the CPU: it must have the interface it was made for."""
-    if config.DISABLE_JIT or ctypes.sizeof(ctypes.c_void_p) != 8 or not hasattr(jax, "ffi"):
+    """Whether JAX, on the CPU, calls the handler: both must be made for the same interface."""
+    if config.DISABLE_JIT or ctypes.sizeof(ctypes.c_void_p) != 8:
         return False
-    layout = lay.layout_of(np.zeros((2, 1), np.float32), -1)
+    attributes = SimpleNamespace(axis=-1, epsilon=1.0, momentum=0.0, renorm_momentum=None)
+
+    def identity(x):
+        zeros = jnp.zeros(1, jnp.float32)
+        inputs = {"x": x, "moving_mean": zeros, "moving_variance": zeros}
+        return normalize(inputs, attributes, ("y",))["y"]
+
     try:
-        with (
-            jax.ensure_compile_time_eval(),
-            jax.default_device(jax.local_devices(backend="cpu")[0]),
-        ):
+        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
             x = jnp.asarray([[1.0], [3.0]], jnp.float32)
-            y = jax.jit(lambda x: normalize(x, layout, None, None, None, None, 1.0))(x)
-            return bool((y == x).all())
-    except (RuntimeError, NotImplementedError):
-        # RuntimeError: XLA refuses the version, or there is no CPU backend.
+            return bool((jax.jit(identity)(x) == x).all())
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        # AttributeError: another jax. RuntimeError: another jaxlib, whose XLA refuses the
+        # handler, or no CPU backend.
+        logger.info("XLA cannot call the kernels: %s", error)
         return False
 
 
-# The launchers
+# The operations
 
 
-def forward(x, layout, mask, gamma, beta, epsilon, reference=None):
-    """Normalize `x` by its own statistics.
+def forward(inputs, attributes, wanted):
+    """Normalize x by its own statistics, and move the moving ones."""
+    mode = _RENORM_FORWARD if attributes.renorm else _FORWARD
+    return _run_operation(mode, launch._FORWARD, inputs, attributes, wanted)
 
-    Returns `y`, `saved`, and the six rows of `saved` rounded: (6, channels) of the
-    dtype of parameters, count, mean, variance, r, d and gamma.
-    """
-    operands = {"gamma": gamma, "beta": beta}
-    if reference is not None:
-        operands["reference_mean"], operands["reference_stddev"], operands["limits"] = reference
-    results = {
-        "out": _like(x),
-        "saved_out": jax.ShapeDtypeStruct((kernels.SAVED, layout.channels, 2), jnp.uint32),
-        "rows_out": jax.ShapeDtypeStruct((kernels.SAVED, layout.channels), _parameter_dtype(x)),
+
+def backward(inputs, attributes, wanted):
+    """The gradient of `forward`."""
+    steps = launch._BACKWARD if "dx" in wanted else launch._SUMS
+    return _run_operation(_BACKWARD, steps, inputs, attributes, wanted)
+
+
+def normalize(inputs, attributes, wanted):
+    """Normalize x by the moving statistics."""
+    return _run_operation(_NORMALIZE, launch._NORMALIZE, inputs, attributes, wanted)
+
+
+def normalize_backward(inputs, attributes, wanted):
+    """The gradient of `normalize`."""
+    if wanted == ("dx",):
+        # dx = gamma · rstd · dy: no sum over the batch, and x is not read.
+        inputs = {**inputs, "x": inputs["dy"]}
+        for name in ("dy", "moving_mean"):
+            del inputs[name]
+        return {"dx": normalize(inputs, attributes, ("y",))["y"]}
+    return backward(inputs, attributes, wanted)
+
+
+# By the names of the operations of `numbabn.keras`.
+OPERATIONS = {
+    "batch_norm_forward": forward,
+    "batch_norm_backward": backward,
+    "normalize": normalize,
+    "normalize_backward": normalize_backward,
+}
+
+
+# The plan's names of outputs, where they are others.
+_RESULT_OF = {
+    "y": "out",
+    "dx": "out",
+    "values": "saved",
+    **{name.removeprefix("next_"): name for name in _RESULTS if name.startswith("next_")},
+}
+
+
+def _run_operation(mode, steps, inputs, attributes, wanted):
+    """Call the handler; the outputs that are wanted, by name."""
+    x = inputs["x"]
+    # A view of a single element has no memory order of its own: it is taken as row-major,
+    # which JAX's arrays are.
+    layout = lay.layout_of(np.broadcast_to(np.zeros((), x.dtype), x.shape), attributes.axis)
+    on, mask = _canonical_mask(inputs.get("mask"), x, layout)
+    given = {name: inputs.get(name) for name in _OPERANDS} | {"mask": on}
+    operands = {
+        name: _operand(name, value, layout) for name, value in given.items() if value is not None
     }
-    return _launch(launch._FORWARD, x, layout, mask, operands, results, epsilon, kernels.COUNT)
-
-
-def normalize(x, layout, mean, variance, gamma, beta, epsilon):
-    """y = gamma · (x − mean) / sqrt(variance + epsilon) + beta"""
-    operands = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
-    results = {"out": _like(x)}
-    (y,) = _launch(launch._NORMALIZE, x, layout, None, operands, results, epsilon, scaled=True)
-    return y
-
-
-def backward(dy, x, layout, mask, saved, epsilon):
-    """The gradient of `forward`: dx, and (2, channels) dgamma and dbeta."""
-    return _launch(
-        launch._BACKWARD, x, layout, mask, {"dy": dy, "saved": saved}, _gradients(x, layout),
-        epsilon, kernels.DGAMMA,
-    )  # fmt: skip
-
-
-def normalize_backward(dy, x, layout, mean, variance, gamma, epsilon):
-    """The gradient of `normalize`, whose statistics are constants, as `backward` returns it."""
-    operands = {"dy": dy, "mean": mean, "variance": variance, "gamma": gamma}
-    return _launch(
-        launch._BACKWARD, x, layout, None, operands, _gradients(x, layout), epsilon,
-        kernels.DGAMMA, kind=masks.OFF,
-    )  # fmt: skip
-
-
-def _like(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _parameter_dtype(x):
-    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-
-
-def _gradients(x, layout):
-    rows = jax.ShapeDtypeStruct((2, layout.channels), _parameter_dtype(x))
-    return {"out": _like(x), "rows_out": rows}
-
-
-def _launch(
-    steps, x, layout, mask, operands, results, epsilon, first_row=0, scaled=False, kind=None
-):
-    """Call the handler: `results` by way of `steps`."""
+    results = {name: _result(name, operands, layout) for name in wanted}
     canonical = jax.ShapeDtypeStruct(layout.canonical_shape, x.dtype)
-    on, geometry = _canonical_mask(mask, layout)
-    renorm = "reference_mean" in operands
-    run = launch._plan_for(steps, canonical, geometry, renorm, kind)
-    places = _load_steps(steps, run.steps, canonical)
-    operands = {"x": x, "mask": on, **operands}
-    operands = {name: each for name, each in operands.items() if each is not None}
-    # JAX arrays are row-major. Only channel axes that others lie between change places.
-    memory = [axis for axis in layout.order if layout.shape[axis] != 1]
-    order = None if memory == sorted(memory) else layout.order
-    for name in ("x", "dy"):
-        if order is not None and name in operands:
-            operands[name] = operands[name].transpose(order)
-    if order is not None:
-        results = {**results, "out": _like(operands["x"])}
-    indices = {**_numbered(operands), **_numbered(results)}
-    indices.setdefault("dy", indices["x"])
+    kind = masks.OFF if mode == _BACKWARD and "values" not in operands else None
+    run = launch._plan_for(steps, canonical, mask, mode == _RENORM_FORWARD, kind)
+    places = {name: index for index, name in enumerate(operands)}
+    places.setdefault("dy", places["x"])
+    places |= {_RESULT_OF.get(name, name): index for index, name in enumerate(results)}
+    momenta = (attributes.momentum, attributes.renorm_momentum or 0.0)
     head = _Plan(
-        *places,
-        dtype=_DTYPES[x.dtype.name],
-        epsilon=int(np.float64(epsilon).view(np.int64)),
-        **{name: indices.get(name, -1) for name in _BUFFERS},
-        first_row=first_row,
-        scaled=scaled,
+        mode,
+        _DTYPES[x.dtype.name],
+        *_load_steps(steps, run.steps, canonical),
+        *(int(np.float64(number).view(np.int64)) for number in (attributes.epsilon, *momenta)),
+        *(places.get(name, -1) for name in (*_OPERANDS, *_RESULTS)),
     )
-    call = jax.ffi.ffi_call(_target(), _typed(results, operands), vmap_method="sequential")
-    answers = call(*operands.values(), plan=np.concatenate((np.array(head, np.int64), run.words)))
-    if order is None:
-        return answers
-    return answers[0].transpose(np.argsort(order)), *answers[1:]
+    call = jax.ffi.ffi_call(
+        _targets()[0], _varying(results.values(), operands.values()), vmap_method="sequential"
+    )
+    plan = np.concatenate((np.array(head, np.int64), run.words))
+    found = call(*operands.values(), plan=plan)
+    return {
+        name: _restored(name, value, inputs, layout)
+        for name, value in zip(results, found, strict=True)
+    }
 
 
-_BUFFERS = _Plan._fields[_X : _OUT + 3]
+def _operand(name, value, layout):
+    """An input as the handler reads it."""
+    if name in ("mask", "values"):
+        return value
+    if name in ("x", "dy"):
+        return value.transpose(_order(layout))
+    dtype = _rows_dtype(value.dtype)
+    return (value if value.ndim == 0 else layout.flatten(value)).astype(dtype)
 
 
-def _numbered(buffers):
-    return {name: index for index, name in enumerate(buffers)}
+def _result(name, operands, layout):
+    """The type of an output as the handler writes it."""
+    if name in ("y", "dx"):
+        return jax.ShapeDtypeStruct(operands["x"].shape, operands["x"].dtype)
+    if name == "values":
+        return jax.ShapeDtypeStruct((kernels.SAVED, layout.channels, 2), np.uint32)
+    return jax.ShapeDtypeStruct(
+        (layout.channels,), _rows_dtype(operands.get(name, operands["x"]).dtype)
+    )
 
 
-def _canonical_mask(mask, layout):
-    """A mask as the kernels take it: what JAX has to compute, and its `layout.Mask`."""
+def _restored(name, value, inputs, layout):
+    """An output as the caller takes it."""
+    if name in ("y", "dx"):
+        return value.transpose(np.argsort(_order(layout)))
+    if name == "values":
+        return value
+    value = layout.unflatten(value)
+    return value.astype(inputs[name].dtype) if name in inputs else value
+
+
+def _rows_dtype(dtype):
+    """The dtype of per-channel values beside an array of `dtype`."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def _order(layout):
+    """How the axes of a row-major array are permuted before the kernels take it: seldom.
+
+    Only channel axes that other axes lie between change places. Axes of size 1 may be
+    anywhere.
+    """
+    memory = [axis for axis in layout.order if layout.shape[axis] != 1]
+    return tuple(range(len(layout.shape))) if memory == sorted(memory) else layout.order
+
+
+def _canonical_mask(mask, x, layout):
+    """A mask as the handler reads it, and where the kernels find its elements."""
     if mask is None:
         return None, None
-    # Where its elements are follows from its shape. Any mask of that shape tells.
-    geometry = lay.canonical_mask(np.zeros(mask.shape, np.bool_), layout)
-    ordered = mask.transpose(layout.order)
+    # That follows from its shape: any mask of this shape tells.
+    on: Any = lay.check_mask(np.zeros(mask.shape, mask.dtype), x)
+    geometry: Any = lay.canonical_mask(on, layout)
+    ordered = mask.astype(np.bool_).reshape(on.shape).transpose(layout.order)
     if geometry.axes is None:
         sizes = [1 if axis in layout.axes else layout.shape[axis] for axis in layout.order]
         ordered = jnp.broadcast_to(ordered, sizes)
@@ -687,7 +892,7 @@ def _canonical_mask(mask, layout):
 
 
 def _load_steps(steps, addresses, canonical):
-    """Enter steps into the table; their places there."""
+    """Enter steps into the table; their places there, -1 for none."""
     _, by_rows = partition(*canonical.shape, canonical.dtype.itemsize, False)
     variant = list(_DTYPES).index(canonical.dtype.name) * 2 + by_rows
     places = []
@@ -700,6 +905,13 @@ def _load_steps(steps, addresses, canonical):
     return places
 
 
-def _typed(results, operands):
-    """The results' types; inside `shard_map` they vary over the axes that operands vary over."""
-    return list(results.values())
+def _varying(results, operands):
+    """The types of results that differ between devices wherever an operand does.
+
+    Inside `jax.shard_map` JAX keeps account of that, and asks for it.
+    """
+    axes = frozenset[Any]()
+    for operand in operands:
+        axes |= jax.typeof(operand).manual_axis_type.varying
+    kind = jax.sharding.ManualAxisType(varying=axes)
+    return [jax.ShapeDtypeStruct(each.shape, each.dtype, manual_axis_type=kind) for each in results]
