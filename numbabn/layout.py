@@ -76,6 +76,8 @@ class Layout(NamedTuple):
 
     def empty(self, dtype: Any) -> NDArray[Any]:
         """A new array of x's shape, in x's memory order."""
+        if self.memory == tuple(range(len(self.shape))):
+            return np.empty(self.shape, dtype)
         memory = np.empty([self.shape[axis] for axis in self.memory], dtype)
         return memory.transpose(_inverse(self.memory))
 

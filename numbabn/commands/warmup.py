@@ -1,0 +1,73 @@
+"""Compile every kernel into the cache.
+
+Compilation holds a lock within a process, so the kernels are shared out to as many processes as
+there are threads. A process compiles all kernels of one dtype and layout: the serial and the
+parallel ones are built from the same functions, which are then compiled only once.
+"""
+
+import argparse
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from multiprocessing import get_context
+from typing import Any
+
+import numba
+import numpy as np
+
+import numbabn
+
+from ..cpu.compile import cache_folder
+from ..cpu.threads import LEAST_PARALLEL
+from .extras import load
+
+# bfloat16 first: its conversions take longest to compile, and would otherwise be waited for.
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+LAYOUTS = ("channels_first", "channels_last")
+CHANNELS = 16
+# A run that is long enough to stay one.
+RUN = 64
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`warmup` has none."""
+
+
+def run(options: argparse.Namespace) -> int:
+    progress = load("tqdm", "bench").tqdm
+    folder = cache_folder()
+    if folder is None:
+        raise SystemExit(
+            "There is no folder to keep compiled kernels in: set NUMBA_CACHE_DIR to one that can "
+            "be written to"
+        )
+    started = time.perf_counter()
+    # A fork would copy Numba's threads in an unknown state; spawn starts anew.
+    with ProcessPoolExecutor(
+        min(len(DTYPES) * len(LAYOUTS), numba.config.NUMBA_NUM_THREADS),
+        mp_context=get_context("spawn"),
+    ) as pool:
+        work = [pool.submit(compile_all, *chosen) for chosen in product(DTYPES, LAYOUTS)]
+        for done in progress(as_completed(work), total=len(work), unit="dtype and layout"):
+            done.result()
+    print(f"Every kernel is in {folder}, after {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def compile_all(dtype: str, layout: str) -> None:
+    """Run every operation once on an array for the serial kernels, and on one for the parallel."""
+    for size in (0, LEAST_PARALLEL):
+        rows = 1 + size // (CHANNELS * RUN)
+        if layout == "channels_first":
+            shape, axis = (rows, CHANNELS, RUN), 1
+        else:
+            shape, axis = (rows, RUN, CHANNELS), -1
+        x = np.zeros(shape, _dtype(dtype))
+        _, saved = numbabn.batch_norm_forward(x, axis=axis)
+        numbabn.batch_norm_backward(x, x, saved)
+        numbabn.normalize(x, np.zeros(CHANNELS), np.ones(CHANNELS), axis=axis)
+
+
+def _dtype(name: str) -> Any:
+    # NumPy has no bfloat16 of its own.
+    return load("ml_dtypes", "bench").bfloat16 if name == "bfloat16" else np.dtype(name)
