@@ -20,7 +20,7 @@ What the functions share:
 import numpy as np
 
 from .channels_last import centered, product
-from .compile import exact, reordering
+from .compile import elementwise, exact, reordering
 from .half import load, read, store
 from .masks import ELEMENT, NONE, OFF, steps_to
 from .streaming import buffer_for, flush, place_for
@@ -122,7 +122,7 @@ def block_sums(
             sum_2[j] += run_2
 
 
-@reordering
+@elementwise
 def normalize_run(x, start, out, place, length, mean_high, mean_low, scale, shift):
     for i in range(length):
         value = centered(load(x, start + i), mean_high, mean_low)
@@ -181,14 +181,14 @@ def gradient_block_sums(
             sum_dy_x[j] += run_dy_x
 
 
-@reordering
+@elementwise
 def scale_run(dy, start, out, place, length, scale):
     """out = dy · scale: the gradient where x had no part in the statistics."""
     for i in range(length):
         store(out, place + i, load(dy, start + i) * scale)
 
 
-@reordering
+@elementwise
 def gradient_run(
     dy, x, start, out, place, length,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
@@ -200,7 +200,7 @@ def gradient_run(
         store(out, place + i, scale * (gradient - slope * value))
 
 
-@reordering
+@elementwise
 def masked_gradient_run(
     dy, x, start, out, place, length, on, on_start,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
@@ -214,7 +214,7 @@ def masked_gradient_run(
         store(out, place + i, scale * chosen)
 
 
-@reordering
+@elementwise
 def element_masked_gradient_run(
     dy, x, start, out, place, length, on, on_start, on_offsets,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,

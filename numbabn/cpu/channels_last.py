@@ -19,7 +19,7 @@ What the functions share:
 
 import numpy as np
 
-from .compile import exact, reordering
+from .compile import elementwise, exact, reordering
 from .half import load, read, store, write
 from .masks import ELEMENT, NONE, OFF, steps_to
 from .streaming import buffer_for, flush, place_for
@@ -127,7 +127,7 @@ def block_sums(
         number[j] += 1
 
 
-@reordering
+@elementwise
 def normalize_row(x, start, out, place, width, mean_high, mean_low, scale, shift):
     for j in range(width):
         value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
@@ -204,14 +204,14 @@ def gradient_block_sums(
     add_gradient_row(dy, x, start, width, mean_high, mean_low, sum_dy, sum_dy_x)
 
 
-@reordering
+@elementwise
 def scale_row(dy, start, out, place, width, scale):
     """out = dy · scale: the gradient where x had no part in the statistics."""
     for j in range(width):
         store(out, place + j, load(dy, start + j) * read(scale, j))
 
 
-@reordering
+@elementwise
 def gradient_row(
     dy, x, start, out, place, width,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
@@ -223,7 +223,7 @@ def gradient_row(
         store(out, place + j, read(scale, j) * (gradient - read(slope, j) * value))
 
 
-@reordering
+@elementwise
 def masked_gradient_row(
     dy, x, start, out, place, width, on, on_start, on_offsets,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
