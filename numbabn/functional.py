@@ -26,10 +26,14 @@ class Saved:
     Attributes:
         statistics: the :class:`BatchStatistics` that `x` was normalized with.
         r, d: the correction of renorm; 1 and 0 without it. Float64, one value a channel.
+
+    All of it is read-only. A bool mask is referred to, not copied: like `x`, it is to stay as
+    it is until the backward pass.
     """
 
     _values: NDArray[np.float64] = field(repr=False)  # (6, channels), as launchers have it
     _layout: Layout = field(repr=False)
+    _dtype: Any = field(repr=False)
     _axis: Axis = field(repr=False)
     _epsilon: float = field(repr=False)
     _on: NDArray[np.bool_] | None = field(repr=False)
@@ -345,7 +349,9 @@ def batch_norm_forward(
         layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference,
         result.canonical,
     )  # fmt: skip
-    return result.finish(), Saved(values, layout, axis, epsilon, on, canonical_mask)
+    values.setflags(write=False)
+    saved = Saved(values, layout, x.dtype, axis, epsilon, on, canonical_mask)
+    return result.finish(), saved
 
 
 def _reference(renorm: Renorm | None, layout: Layout) -> tuple[Any, Any, Any] | None:
@@ -402,6 +408,10 @@ def batch_norm_backward(
     if x.shape != saved._layout.shape:
         raise ValueError(
             f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
+        )
+    if x.dtype != saved._dtype:
+        raise TypeError(
+            f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}"
         )
     layout, values, mask = lay.layout_of(x, saved._axis), saved._values, saved._mask
     if layout.order != saved._layout.order:

@@ -191,6 +191,7 @@ class BatchNormalization:
         """
         if not self._weights:
             return self._first_call(x, training, mask)
+        self._check_channels(x)
         if not (training and self.trainable):
             y = normalize(
                 x, self.moving_mean, self.moving_variance, self.gamma, self.beta,
@@ -219,6 +220,17 @@ class BatchNormalization:
         except BaseException:
             self._weights = {}
             raise
+
+    def _check_channels(self, x: Array) -> None:
+        """Raise what is wrong with `x`, before an operation blames a weight for it."""
+        target_of(x, "x")
+        check_array(x, "x")
+        found, built = layout_of(x, self.axis).channel_shape, self._weights["moving_mean"].shape
+        if found != built:
+            raise ValueError(
+                f"x must have channels of shape {built} along axis={self.axis}, as the layer "
+                f"was built for, got x of shape {x.shape}"
+            )
 
     def _reference(self) -> Renorm | None:
         if not self.renorm:

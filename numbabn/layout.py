@@ -205,6 +205,11 @@ def check_out(
     check_like(out, "out", x)
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
+    if _overlaps_itself(out):
+        raise ValueError(
+            f"out must have memory of its own for each element, got strides {out.strides} "
+            f"for shape {out.shape}"
+        )
     for name, array in inputs.items():
         if not isinstance(array, np.ndarray) or not np.shares_memory(out, array):
             continue
@@ -220,6 +225,16 @@ def check_out(
             )
 
 
+def _overlaps_itself(array: NDArray[Any]) -> bool:
+    """Whether two elements may share memory: False for whatever slicing and permuting makes."""
+    extent = array.itemsize
+    for stride, size in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return array.size > 0
+        extent += stride * (size - 1)
+    return False
+
+
 def check_epsilon(epsilon: Any) -> float:
     """`epsilon` as a float; ValueError unless it is positive and finite."""
     return _number(epsilon, "epsilon", lambda value: 0 < value < inf, "a positive number")
@@ -232,6 +247,8 @@ def check_momentum(momentum: Any, name: str) -> float:
 
 def _number(value: Any, name: str, accepts: Any, expected: str) -> float:
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError("float would read it")
         number = float(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from error

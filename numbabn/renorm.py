@@ -70,6 +70,8 @@ class RenormClipping:
 
 def _limit(name: str, value: Any) -> float:
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError("float would read it")
         limit = float(value)
     except (TypeError, ValueError) as error:
         raise TypeError(

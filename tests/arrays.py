@@ -13,8 +13,8 @@ JIT_DISABLED = bool(numba.config.DISABLE_JIT)
 
 DTYPES = [np.dtype(each) for each in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 
-# dtype: (atol, rtol). atol is the error of the arithmetic for values of about one (the target
-# of the design for float32 parameters); rtol is half a unit in the last place: results are
+# dtype: (atol, rtol). atol is the error of the arithmetic for values of about one (what is
+# promised for float32 parameters); rtol is half a unit in the last place: results are
 # rounded once, at the end.
 TOLERANCES = {
     DTYPES[0]: (2e-6, 2.0**-11),

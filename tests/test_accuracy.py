@@ -1,4 +1,4 @@
-"""The accuracy that the design promises: 2e-6 of the float64 result, up to 1e6 sigma."""
+"""The accuracy that numbabn promises: 2e-6 of the float64 result, up to 1e6 sigma."""
 
 from pathlib import Path
 

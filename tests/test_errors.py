@@ -302,6 +302,11 @@ CASES = {
         ValueError,
         "mean must have shape (5,), one value for each channel of x, got (3,)",
     ),
+    "epsilon: text": (
+        lambda g: forward(g, epsilon="0.1"),
+        TypeError,
+        "epsilon must be a positive number, got str",
+    ),
     "epsilon: zero": (
         lambda g: forward(g, epsilon=0.0),
         ValueError,
@@ -417,6 +422,21 @@ CASES = {
         lambda g: forward(g, out=np.empty((4, 3, 5), np.int32)),
         TypeError,
         "out must be float16, bfloat16, float32 or float64, got int32",
+    ),
+    "out: overlaps itself": (
+        lambda g: normalize(
+            g, out=np.lib.stride_tricks.as_strided(g.out, (4, 3, 5), (4, 4, 4)), x=g.x
+        ),
+        ValueError,
+        "out must have memory of its own for each element, got strides (4, 4, 4) "
+        "for shape (4, 3, 5)",
+    ),
+    "backward: x of another dtype": (
+        lambda g: numbabn.batch_norm_backward(
+            g.dy.astype(np.float64), g.x.astype(np.float64), g.saved
+        ),
+        TypeError,
+        "x must be what the forward pass had, of dtype float32, got float64",
     ),
     "out: read-only": (
         lambda g: normalize(g, out=np.broadcast_to(np.float32(0), (4, 3, 5))),
@@ -593,12 +613,14 @@ CASES = {
     "layer: channels": (
         lambda g: g.layer(g.x[..., :4], training=True),
         ValueError,
-        "gamma must have shape (4,), one value for each channel of x, got (5,)",
+        "x must have channels of shape (5,) along axis=-1, as the layer was built for, "
+        "got x of shape (4, 3, 4)",
     ),
     "layer: channels, inference": (
         lambda g: g.layer(g.x[..., :4]),
         ValueError,
-        "mean must have shape (4,), one value for each channel of x, got (5,)",
+        "x must have channels of shape (5,) along axis=-1, as the layer was built for, "
+        "got x of shape (4, 3, 4)",
     ),
     "layer: mask": (
         lambda g: g.layer(g.x, training=True, mask=np.ones((4, 2))),

@@ -183,14 +183,17 @@ def test_mask_forms(mask_shape, axis, dtype):
     assert_agrees(make_case((40, 6, 7), axis, dtype, mask=mask, renorm=True))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("mask", ["none", "positions", "elements"])
 @pytest.mark.parametrize(
     ("shape", "axis"), [((600, 3), -1), ((1, 2, 5000), 1), ((260, 2, 17), 1)], ids=str
 )
-def test_shapes_of_several_blocks(shape, axis, mask, dtype):
-    """Few elements, but more than are summed at once; small enough for plain Python."""
-    assert_agrees(large_case(shape, axis, mask, dtype))
+def test_shapes_of_several_blocks(shape, axis, mask):
+    """Few elements, but more than are summed at once; small enough for plain Python.
+
+    In float64, because plain Python adds up a run term by term, where compiled code has many
+    lanes: thousands of float32 terms in one would show.
+    """
+    assert_agrees(large_case(shape, axis, mask, np.float64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,130 @@
+"""Run every benchmark, and bring README.md's figures up to date.
+
+    python -m benchmarks.run_all
+
+Each benchmark runs in a process of its own, one after the other. Their results lie in
+benchmarks/results/HARDWARE. README.md gets its tables and its picture between the lines
+
+    <!-- benchmarks -->
+    <!-- end of benchmarks -->
+
+With --quick or --output, README.md stays as it is, and what it would get is printed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from numbabn.commands.table import table
+
+from . import common, small, versus_torch
+
+# startup first: it leaves nothing behind, and fails soonest where the installation is broken.
+BENCHMARKS = ["startup", "small", "versus_copy", "versus_torch", "scaling", "memory"]
+BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
+README = common.ROOT / "README.md"
+
+
+def latency(found: list[common.Record]) -> str:
+    """A sentence on the least work."""
+    layout, shape = small.SHAPES[1]
+    times = {
+        (r["contender"], r["operation"]): r["median"]
+        for r in found
+        if (r["layout"], r["shape"], r["output"]) == (layout, "x".join(map(str, shape)), "fresh")
+    }
+    calls = [
+        f"{operation} {common.duration(times['numbabn', operation])}"
+        + (
+            f" (torch: {common.duration(times['torch', operation])})"
+            if ("torch", operation) in times
+            else ""
+        )
+        for operation in small.OPERATIONS
+    ]
+    return f"A call from Python on {shape}: {', '.join(calls)}."
+
+
+def section(folder: Path) -> str:
+    """README.md's section, from the results in `folder`."""
+    copy = common.read(folder, "versus_copy")
+    picture = Path(os.path.relpath(folder, common.ROOT)).as_posix()
+    parts = [
+        common.machine(),
+        "Times as a multiple of a copy of the same array (`python -m benchmarks.versus_copy`), "
+        "float32 and 16-bit arrays of "
+        f"{common.size(max(r['bytes'] for r in copy if r['part'] == 'large'))}, `out=` given, "
+        "masks off at half of the positions:",
+        copies_table(copy),
+        f"![Time over size, and copies that a call takes]({picture}/versus_copy.png)",
+    ]
+    if (folder / "versus_torch.csv").exists():
+        torch = common.read(folder, "versus_torch")
+        shapes = len({(r["shape"], r["layout"]) for r in torch})
+        sizes = [r["bytes"] for r in torch]
+        parts += [
+            f"Against others, over {shapes} float32 shapes of both layouts from "
+            f"{common.size(min(sizes))} to {common.size(max(sizes))} "
+            "(`python -m benchmarks.versus_torch`):",
+            versus_torch.summary(torch),
+        ]
+    parts.append(
+        latency(common.read(folder, "small")) + f" More in [{picture}]({picture}): threads, "
+        "memory, time to start; how each was measured, in [benchmarks](benchmarks)."
+    )
+    return "\n\n".join(parts)
+
+
+def copies_table(found: list[common.Record]) -> str:
+    """Copies by layout and dtype; columns are operation and mask."""
+    copies = {
+        (f"{r['layout']}, {r['dtype']}", r["operation"], r["mask"]): r["copies"]
+        for r in found
+        if (r["part"], r["output"]) == ("large", "given")
+    }
+    columns = [
+        (operation, mask)
+        for operation in ("forward", "backward")
+        for mask in ("none", "padding", "random")
+    ]
+    header = [
+        f"{operation}, {mask} mask" if mask != "none" else operation for operation, mask in columns
+    ]
+    rows = [
+        [array, *(f"{copies[array, operation, mask]:.2f}" for operation, mask in columns)]
+        for array in dict.fromkeys(array for array, operation, _ in copies)
+    ]
+    return table(["", *header], rows)
+
+
+def main() -> None:
+    options = common.options(__doc__)
+    rewrites = options.output == common.RESULTS / common.hardware()
+    text = README.read_text()
+    if rewrites and not (BEGIN in text and END in text.partition(BEGIN)[2]):
+        raise SystemExit(f"README.md lacks the lines {BEGIN} and {END}, between which figures go")
+
+    started = time.perf_counter()
+    for name in BENCHMARKS:
+        if name == "versus_torch" and not common.installed("torch"):
+            print("versus_torch is left out: torch is not installed")
+            continue
+        print(f"\n{name}", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--output", str(options.output)]
+        if options.quick:
+            command.append("--quick")
+        subprocess.run(command, cwd=common.ROOT, check=True)
+
+    written = section(options.output)
+    if rewrites:
+        before, _, rest = text.partition(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{rest.partition(END)[2]}")
+    else:
+        print(f"\n{written}")
+    print(f"\nAll benchmarks took {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
