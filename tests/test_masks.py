@@ -23,9 +23,9 @@ def test_what_is_under_the_mask_reaches_nothing(garbage, form, axis, dtype):
     mask_shape = {"positions": (6, 5), "elements": (6, 5, 4), "rows": (6, 1, 1)}[form]
     mask = np.random.default_rng(2).random(mask_shape) < 0.6
     on = reference.mask_on(mask, case.x.shape)
-    dy = np.where(on, case.dy, 0).astype(dtype)
+    dy = np.where(on, case.dy.astype(np.float64), 0).astype(dtype)
     y, saved, gradients = run(case.x, dy, case.gamma, axis, mask)
-    padded = np.where(on, case.x, garbage).astype(dtype)
+    padded = np.where(on, case.x.astype(np.float64), garbage).astype(dtype)
     padded_y, padded_saved, padded_gradients = run(padded, dy, case.gamma, axis, mask)
     np.testing.assert_array_equal(padded_y[on], y[on])
     for field in ("count", "mean", "variance"):

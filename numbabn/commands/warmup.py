@@ -1,13 +1,12 @@
 """Compile every kernel into the cache.
 
 Compilation holds a lock within a process, so the kernels are shared out to as many processes as
-there are threads. A process compiles all kernels of one dtype and layout: the serial and the
-parallel ones are built from the same functions, which are then compiled only once.
+there are threads: to each those of one dtype and layout, and then of another, until all are there.
 """
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
@@ -47,15 +46,19 @@ def run(options: argparse.Namespace) -> int:
         min(len(DTYPES) * len(LAYOUTS), numba.config.NUMBA_NUM_THREADS),
         mp_context=get_context("spawn"),
     ) as pool:
-        work = [pool.submit(compile_all, *chosen) for chosen in product(DTYPES, LAYOUTS)]
-        for done in progress(as_completed(work), total=len(work), unit="dtype and layout"):
+        work: list[Future[Any]] = [
+            pool.submit(compile_all, *chosen) for chosen in product(DTYPES, LAYOUTS)
+        ]
+        # It takes no arrays of the data, so it has no dtype and no layout.
+        work.append(pool.submit(numbabn.renorm_correction, [0.0], [1.0], [0.0], [1.0]))
+        for done in progress(as_completed(work), total=len(work), unit="group"):
             done.result()
     print(f"Every kernel is in {folder}, after {time.perf_counter() - started:.1f} s")
     return 0
 
 
 def compile_all(dtype: str, layout: str) -> None:
-    """Run every operation once on an array for the serial kernels, and on one for the parallel."""
+    """Run every operation once on a small array, and once on one that takes several threads."""
     for size in (0, LEAST_PARALLEL):
         rows = 1 + size // (CHANNELS * RUN)
         if layout == "channels_first":
