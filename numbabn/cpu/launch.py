@@ -27,11 +27,11 @@ _NO_BYTES = np.zeros(0, np.uint8)
 _NO_MASK = tasks.memory(_NO_BYTES)
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
-_STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
-_FORWARD = (None, kernels.statistics, kernels.forward_coefficients, kernels.normalize)
-_NORMALIZE = (kernels.given_coefficients, None, None, kernels.normalize)
-_SUMS = (kernels.mean_coefficients, kernels.gradient_sums, kernels.backward_coefficients, None)
-_BACKWARD = (*_SUMS[:3], kernels.gradient)
+STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
+FORWARD = (None, kernels.statistics, kernels.forward_coefficients, kernels.normalize)
+NORMALIZE = (kernels.given_coefficients, None, None, kernels.normalize)
+SUMS = (kernels.mean_coefficients, kernels.gradient_sums, kernels.backward_coefficients, None)
+BACKWARD = (*SUMS[:3], kernels.gradient)
 
 
 def statistics(x, mask):
@@ -41,7 +41,7 @@ def statistics(x, mask):
 
 def forward(x, mask, gamma, beta, epsilon, reference, out):
     """Normalize `x` by its own statistics into `out`, or nowhere if None; returns `saved`."""
-    plan = _plan_for(_FORWARD if out is not None else _STATISTICS, x, mask, reference is not None)
+    plan = plan_for(FORWARD if out is not None else STATISTICS, x, mask, reference is not None)
     scratch, values = plan.scratch()
     values[kernels.GAMMA] = 1.0 if gamma is None else gamma
     values[kernels.BETA] = 0.0 if beta is None else beta
@@ -56,7 +56,7 @@ def forward(x, mask, gamma, beta, epsilon, reference, out):
 
 def normalize(x, mean, scale, shift, out):
     """out = (x − mean) · scale + shift"""
-    plan = _plan_for(_NORMALIZE, x, None)
+    plan = plan_for(NORMALIZE, x, None)
     scratch, values = plan.scratch()
     values[kernels.MEAN], values[kernels.GAMMA], values[kernels.BETA] = mean, scale, shift
     _run(plan, x, x, out, None, scratch)
@@ -67,8 +67,8 @@ def backward(dy, x, saved, epsilon, mask, training, out):
 
     training: False where the statistics were constants, and `mask` plays no part
     """
-    steps = _BACKWARD if out is not None else _SUMS
-    plan = _plan_for(steps, x, mask, kind=None if training else masks.OFF)
+    steps = BACKWARD if out is not None else SUMS
+    plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
     scratch, values = plan.scratch()
     values[: kernels.SAVED] = saved
     if not training:
@@ -107,7 +107,7 @@ class _Plan(NamedTuple):
         return scratch, scratch[4 : 4 + values].reshape(kernels.VALUES, self.cut.channels)
 
 
-def _plan_for(steps, x, mask, renorm=False, kind=None):
+def plan_for(steps, x, mask, renorm=False, kind=None):
     if kind is None:
         kind = _kind(mask, x.shape[2])
     if kind == masks.ELEMENT:

@@ -49,7 +49,7 @@ def _step(x, dy, out, on, words, numbers, values, partial, coefficients, task):
         STEP(*arrays, task, None, head[_INNER])
 
 
-def _call(step, arguments, task):
+def call(step, arguments, task):
     """Run a step on a task; where it is 0, nothing.
 
     step: address of a C function
@@ -74,7 +74,7 @@ def _compiled_call(typing_context, step, arguments, task):
 
 
 if not config.DISABLE_JIT:
-    _call = intrinsic(_compiled_call)
+    call = intrinsic(_compiled_call)
 
 
 def run(steps, tiles, splits, arguments):
@@ -88,19 +88,19 @@ def run(steps, tiles, splits, arguments):
     if splits == 1:
         # A task has all of its columns: it goes through while they are in the cache.
         for tile in prange(tiles):
-            _call(prepare, arguments, tile)
-            _call(measure, arguments, tile)
-            _call(combine, arguments, tile)
-            _call(apply, arguments, tile)
+            call(prepare, arguments, tile)
+            call(measure, arguments, tile)
+            call(combine, arguments, tile)
+            call(apply, arguments, tile)
     else:
         for tile in prange(tiles):
-            _call(prepare, arguments, tile)
+            call(prepare, arguments, tile)
         for task in prange(tiles * splits):
-            _call(measure, arguments, task)
+            call(measure, arguments, task)
         for tile in prange(tiles):
-            _call(combine, arguments, tile)
+            call(combine, arguments, tile)
         for task in prange(tiles * splits):
-            _call(apply, arguments, task)
+            call(apply, arguments, task)
 
 
 run_serial = kernel(run, "run_serial", parallel=False)

@@ -23,6 +23,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ from numba.extending import intrinsic
 
 from .. import formulas
 from .. import layout as lay
+from ..renorm import RenormClipping
 from . import kernels, launch, masks, tasks, threads
 from .compile import c_function, exact
 from .partition import Partition, partition
@@ -52,7 +54,7 @@ _BUFFER_DTYPE, _BUFFER_DATA, _BUFFER_RANK, _BUFFER_DIMENSIONS, _BUFFER = 2, 3, 4
 _ARRAY_SIZE, _ARRAY_DATA, _ARRAY = 1, 2, 3
 _EXTENSION_TYPE, _EXTENSION_NEXT, _EXTENSION_METADATA, _EXTENSION = 1, 2, 3, 4
 _METADATA_VERSION, _METADATA = 3, 4
-_API_ERROR_CREATE, _API_SCHEDULE, _API_THREADS, _API = 6, 17, 18, 19
+_API_ERROR_CREATE, _API_ERROR_DESTROY, _API_SCHEDULE, _API_THREADS, _API = 6, 8, 17, 18, 19
 _METADATA_TYPE = 1
 _INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION = 3, 8, 9
 _F32, _F64 = 11, 12
@@ -119,10 +121,10 @@ _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
 
 # The table: functions of the C library, messages, then every step for each dtype and layout.
 (
-    _ALLOCATE, _FREE, _YIELD, _FORMAT, _HELP_TASK, _READ, _PARALLEL,
-    _NOT_LOADED, _MISFIT, _NO_MEMORY, _BAD_LIMITS,
-) = range(11)  # fmt: skip
-_STEPS = 11
+    _ALLOCATE, _FREE, _YIELD, _EXPLAIN, _HELP_TASK, _READ, _PARALLEL,
+    _NOT_LOADED, _MISFIT, _NO_MEMORY,
+) = range(10)  # fmt: skip
+_STEPS = 10
 _FUNCTIONS = (
     kernels.statistics,
     kernels.forward_coefficients,
@@ -140,9 +142,8 @@ _table = np.zeros(_STEPS + len(_FUNCTIONS) * len(_DTYPES) * 2, np.int64)
 _HOLDERS, _ARGUMENTS, _JOB_STEPS, _PHASES, _FIRST_PHASE = 0, 1, 10, 14, 15
 # Of a phase: the next task and how many are done, how many there are, and which steps each takes.
 _NEXT, _DONE, _COUNT, _FIRST_STEP, _LAST_STEP, _PHASE = range(6)
-# Numbers and scratch follow the job, at an address that is good for any vector.
+# Numbers and scratch follow the job.
 _JOB = 40
-_ARGUMENT_COUNT = 9
 
 
 @intrinsic
@@ -183,19 +184,6 @@ def _call(typing_context, function, argument):
 
 
 @intrinsic
-def _format(typing_context, function, text, size, form, first, second, third):
-    """snprintf of three numbers to an address."""
-
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(64)
-        function_type = ir.FunctionType(ir.IntType(32), [word, word, word], var_arg=True)
-        builder.call(builder.inttoptr(arguments[0], function_type.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 4, *(types.float64,) * 3), generate
-
-
-@intrinsic
 def _add(typing_context, address, amount):
     """Add to the word at an address, atomically; what it was."""
 
@@ -217,7 +205,7 @@ def _load(typing_context, address):
     return types.int64(types.int64), generate
 
 
-# What the intrinsic below refers to; `_handler` gives it the table's address in this process.
+# What the intrinsic below refers to; `_targets` gives it the table's address in this process.
 _SYMBOL = "numbabn_xla_table"
 
 
@@ -265,7 +253,7 @@ def _work(job):
             if task >= count:
                 break
             for step in range(words[phase + _FIRST_STEP], words[phase + _LAST_STEP]):
-                tasks._call(words[_JOB_STEPS + step], arguments, task)
+                tasks.call(words[_JOB_STEPS + step], arguments, task)
             _add(job + 8 * (phase + _DONE), 1)
         # The next phase reads what all tasks of this one wrote.
         while _load(job + 8 * (phase + _DONE)) < count:
@@ -310,23 +298,35 @@ def _set_phase(words, phase, count, first_step, last_step):
 
 
 @exact
+def _succeeds(api, function, request):
+    """Whether a function of XLA did what it was asked for."""
+    error = _call(api[function], request)
+    if error == 0:
+        return True
+    request = np.zeros(3, np.int64)
+    request[0], request[2] = 24, error
+    _call(api[_API_ERROR_DESTROY], request)
+    return False
+
+
+@exact
 def _run(job, api, context, size, tiles, splits):
     """Run a job, with as many threads of XLA as it gives work to."""
     words = _words(job, _JOB)
     most = _set_phases(words, tiles, splits)
     words[_HOLDERS] = 1
     if size >= threads.LEAST_PARALLEL and _table_entry(_PARALLEL) != 0:
+        # No pool, no threads.
         number = np.zeros(1, np.int64)
         query = np.zeros(4, np.int64)
         query[0], query[2], query[3] = 32, context, number.ctypes.data
-        # An error means that there is no pool.
-        pool = number[0] if _call(api[_API_THREADS], query) == 0 else 0
-        helpers = min(pool - 1, most - 1, size // (threads.LEAST_PARALLEL // 2) - 1)
+        _succeeds(api, _API_THREADS, query)
+        helpers = min(number[0] - 1, most - 1, size // (threads.LEAST_PARALLEL // 2) - 1)
         request = np.zeros(5, np.int64)
         request[0], request[2], request[3], request[4] = 40, context, _table_entry(_HELP_TASK), job
         for _ in range(helpers):
             _add(job + 8 * _HOLDERS, 1)
-            if _call(api[_API_SCHEDULE], request) != 0:
+            if not _succeeds(api, _API_SCHEDULE, request):
                 _add(job + 8 * _HOLDERS, -1)
                 break
     _work(job)
@@ -535,12 +535,11 @@ def _execute(frame):
     epsilon = _double(plan[_EPSILON])
     numbers[0] = epsilon
     if not _limits(plan, operands, numbers):
-        # The job holds nothing yet: the message fits in it.
-        _format(
-            _table_entry(_FORMAT), job, 8 * _JOB, _table_entry(_BAD_LIMITS),
-            numbers[1], numbers[2], numbers[3],
-        )  # fmt: skip
-        error = _error(api, _INVALID_ARGUMENT, job)
+        # The job holds nothing yet, and Python writes into it what is wrong.
+        request = carray(_pointer(job), (3,), np.float64)
+        request[:] = numbers[1:]
+        _call(_table_entry(_EXPLAIN), job)
+        error = _error(api, _INVALID_ARGUMENT, job + 8 * _REASON)
         _call(_table_entry(_FREE), job)
         return error
     _fill(plan, operands, values, epsilon)
@@ -576,9 +575,9 @@ def _execute(frame):
 
 # Numbers that Python knows
 
-# A request to `_read_number`, in words: which number, the number as float64, and if there is
-# none, why.
-_INDEX, _NUMBER, _REASON, _REQUEST = 0, 1, 2, 34
+# A request to Python, in words. To `_read_number`: which number, the number as float64, and
+# if there is none, why. To `_explain_limits`: the limits as float64, and what is wrong.
+_INDEX, _NUMBER, _REASON, _REQUEST = 0, 1, 3, 40
 
 
 def _execute_read(frame):
@@ -621,11 +620,25 @@ def _read_number(address):
     except Exception as error:
         # Nothing can be raised into XLA. It gets the text, and raises an error of its own.
         logger.exception("a number that a JAX program reads cannot be read")
-        text = f"{type(error).__name__}: {error}".encode()[: 8 * (_REQUEST - _REASON) - 1]
-        ctypes.memmove(address + 8 * _REASON, text + b"\0", len(text) + 1)
+        _give_reason(address, f"{type(error).__name__}: {error}")
         return 0
     ctypes.c_double.from_address(address + 8 * _NUMBER).value = number
     return 1
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+def _explain_limits(address):
+    """Say what is wrong with limits as everywhere else. Takes the GIL."""
+    try:
+        RenormClipping(*(ctypes.c_double * 3).from_address(address))
+    except (TypeError, ValueError) as error:
+        _give_reason(address, str(error))
+    return 0
+
+
+def _give_reason(address, text):
+    encoded = text.encode()[: 8 * (_REQUEST - _REASON) - 1] + b"\0"
+    ctypes.memmove(address + 8 * _REASON, encoded, len(encoded))
 
 
 def read_numbers(readers):
@@ -653,8 +666,6 @@ _MESSAGES = {
     "process",
     _MISFIT: "numbabn: the size or dtype of a buffer is not what this program was traced for",
     _NO_MEMORY: "numbabn: no memory for the scratch of a kernel",
-    _BAD_LIMITS: "renorm clipping: rmin must not exceed rmax and dmax must not be negative, "
-    "got rmin=%g, rmax=%g and dmax=%g",
 }
 
 
@@ -670,14 +681,23 @@ def _c_functions():
         _ALLOCATE: python.PyMem_RawMalloc,
         _FREE: python.PyMem_RawFree,
         _YIELD: give_way,
-        _FORMAT: python.PyOS_snprintf,
+        _EXPLAIN: _explain_limits,
         _READ: _read_number,
     }
 
 
-@lru_cache(maxsize=1)
+_registering = threading.Lock()
+
+
 def _targets():
     """The names under which XLA knows `_execute` and `_execute_read`, registered by now."""
+    # XLA refuses a second handler of one name.
+    with _registering:
+        return _registered()
+
+
+@lru_cache(maxsize=1)
+def _registered():
     llvmlite.binding.add_symbol(_SYMBOL, _table.ctypes.data)
     for place, function in _c_functions().items():
         _table[place] = ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -685,11 +705,11 @@ def _targets():
         text = ctypes.create_string_buffer(message.encode())
         _kept.append(text)
         _table[place] = ctypes.addressof(text)
-    helper = c_function(_help, "xla_help", types.void(types.int64))
+    helper = c_function(_help, "numbabn_help", types.void(types.int64))
     _kept.append(helper)
     _table[_HELP_TASK] = helper.address
     _table[_PARALLEL] = not threads.in_forked_child()
-    return _register(_execute, "xla_execute"), _register(_execute_read, "xla_read")
+    return _register(_execute, "numbabn_execute"), _register(_execute_read, "numbabn_read")
 
 
 def _register(function, name):
@@ -751,18 +771,18 @@ def is_available():
 def forward(inputs, attributes, wanted):
     """Normalize x by its own statistics, and move the moving ones."""
     mode = _RENORM_FORWARD if attributes.renorm else _FORWARD
-    return _run_operation(mode, launch._FORWARD, inputs, attributes, wanted)
+    return _run_operation(mode, launch.FORWARD, inputs, attributes, wanted)
 
 
 def backward(inputs, attributes, wanted):
     """The gradient of `forward`."""
-    steps = launch._BACKWARD if "dx" in wanted else launch._SUMS
+    steps = launch.BACKWARD if "dx" in wanted else launch.SUMS
     return _run_operation(_BACKWARD, steps, inputs, attributes, wanted)
 
 
 def normalize(inputs, attributes, wanted):
     """Normalize x by the moving statistics."""
-    return _run_operation(_NORMALIZE, launch._NORMALIZE, inputs, attributes, wanted)
+    return _run_operation(_NORMALIZE, launch.NORMALIZE, inputs, attributes, wanted)
 
 
 def normalize_backward(inputs, attributes, wanted):
@@ -777,7 +797,7 @@ def normalize_backward(inputs, attributes, wanted):
 
 
 # By the names of the operations of `numbabn.keras`.
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "batch_norm_forward": forward,
     "batch_norm_backward": backward,
     "normalize": normalize,
@@ -797,6 +817,8 @@ _RESULT_OF = {
 def _run_operation(mode, steps, inputs, attributes, wanted):
     """Call the handler; the outputs that are wanted, by name."""
     x = inputs["x"]
+    if not all(isinstance(size, int) for size in x.shape):
+        raise ValueError(f"x must have known sizes, got {x.shape}")
     # A view of a single element has no memory order of its own: it is taken as row-major,
     # which JAX's arrays are.
     layout = lay.layout_of(np.broadcast_to(np.zeros((), x.dtype), x.shape), attributes.axis)
@@ -808,7 +830,7 @@ def _run_operation(mode, steps, inputs, attributes, wanted):
     results = {name: _result(name, operands, layout) for name in wanted}
     canonical = jax.ShapeDtypeStruct(layout.canonical_shape, x.dtype)
     kind = masks.OFF if mode == _BACKWARD and "values" not in operands else None
-    run = launch._plan_for(steps, canonical, mask, mode == _RENORM_FORWARD, kind)
+    run = launch.plan_for(steps, canonical, mask, mode == _RENORM_FORWARD, kind)
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
     places |= {_RESULT_OF.get(name, name): index for index, name in enumerate(results)}
@@ -821,13 +843,35 @@ def _run_operation(mode, steps, inputs, attributes, wanted):
         *(places.get(name, -1) for name in (*_OPERANDS, *_RESULTS)),
     )
     call = jax.ffi.ffi_call(
-        _targets()[0], _varying(results.values(), operands.values()), vmap_method="sequential"
+        _targets()[0],
+        _varying(results.values(), operands.values()),
+        vmap_method="sequential",
+        input_output_aliases=_aliases(x, operands, results),
     )
     plan = np.concatenate((np.array(head, np.int64), run.words))
     found = call(*operands.values(), plan=plan)
     return {
         name: _restored(name, value, inputs, layout)
         for name, value in zip(results, found, strict=True)
+    }
+
+
+# From this size on a result goes over an input. glibc takes so much from the kernel anew each
+# time (M_MMAP_THRESHOLD_MAX), and those page faults cost more than the copy that XLA makes
+# of an input that is still needed. Below it, only an input that is not needed would pay.
+_LEAST_ALIASED = 32 * 1024 * 1024
+
+
+def _aliases(x, operands, results):
+    """Which operand's memory a result takes; XLA copies an operand that is needed later."""
+    if x.size * x.dtype.itemsize < _LEAST_ALIASED or "values" in results:
+        # After a training forward, x is always needed.
+        return {}
+    over = "dy" if "dy" in operands else "x"
+    return {
+        list(operands).index(over): index
+        for index, name in enumerate(results)
+        if name in ("y", "dx")
     }
 
 
@@ -905,13 +949,35 @@ def _load_steps(steps, addresses, canonical):
     return places
 
 
-def _varying(results, operands):
-    """The types of results that differ between devices wherever an operand does.
+def _varying_axes(operands):
+    """The mesh axes, inside `jax.shard_map`, that any operand differs along."""
+    return frozenset[Any]().union(*(jax.typeof(each).manual_axis_type.varying for each in operands))
 
-    Inside `jax.shard_map` JAX keeps account of that, and asks for it.
+
+def _varying(results, operands):
+    """The types of results, which differ between devices wherever an operand does."""
+    axes = _varying_axes(operands)
+    if not axes:
+        return list(results)
+    sharding = jax.sharding.NamedSharding(
+        jax.sharding.get_abstract_mesh(), jax.sharding.PartitionSpec()
+    )
+    varying = jax.sharding.ManualAxisType(varying=axes)
+    return [
+        jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding, manual_axis_type=varying)
+        for each in results
+    ]
+
+
+def vary_alike(tensors, others):
+    """Tensors, by name, as ones that differ between devices wherever any of them, or of
+    `others`, does.
+
+    Inside `jax.shard_map`, a parameter that is the same everywhere has the sum of all
+    devices' gradients: JAX takes it where the parameter begins to differ.
     """
-    axes = frozenset[Any]()
-    for operand in operands:
-        axes |= jax.typeof(operand).manual_axis_type.varying
-    kind = jax.sharding.ManualAxisType(varying=axes)
-    return [jax.ShapeDtypeStruct(each.shape, each.dtype, manual_axis_type=kind) for each in results]
+    axes = _varying_axes((*tensors.values(), *others.values()))
+    return {
+        name: jax.lax.pcast(each, tuple(axes - _varying_axes((each,))), to="varying")
+        for name, each in tensors.items()
+    }

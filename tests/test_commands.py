@@ -1,0 +1,93 @@
+"""``python -m numbabn``: what it prints, and how it ends."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numbabn
+from numbabn.__main__ import COMMANDS, main
+from numbabn.commands.extras import load
+from numbabn.commands.table import table
+
+
+def test_info_names_what_it_runs_on(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "numbabn ",
+        "numba ",
+        "threads ",
+        "threading layer ",
+        "CUDA ",
+        "compiled kernels ",
+    ):
+        assert re.search(f"^{line}", printed, re.MULTILINE), line
+    assert numbabn.__version__ in printed
+
+
+def test_every_command_has_a_module_of_its_own():
+    for name in COMMANDS:
+        module = importlib.import_module(f"numbabn.commands.{name}")
+        assert callable(module.add_options)
+        assert callable(module.run)
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.jit
+def test_check_agrees_on_this_machine(capsys):
+    assert main(["check"]) == 0
+    assert "dgamma" not in capsys.readouterr().err
+
+
+@pytest.mark.jit
+def test_check_ends_with_an_error_where_a_result_is_off(monkeypatch, capsys):
+    backward = numbabn.batch_norm_backward
+
+    def slightly_wrong(*arguments, **options):
+        dx, dgamma, dbeta = backward(*arguments, **options)
+        return dx, dgamma * np.float32(1.0001), dbeta
+
+    monkeypatch.setattr(numbabn, "batch_norm_backward", slightly_wrong)
+    assert main(["check"]) == 1
+    assert "batch_norm_backward" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it():
+    with pytest.raises(SystemExit) as ended:
+        load("no_such_package", "bench")
+    assert ended.value.code == (
+        "This command needs no_such_package, which is not installed: install numbabn with the "
+        "extra bench, as numbabn[bench]"
+    )
+
+
+def test_a_table_is_aligned_markdown():
+    assert table(["", "ms"], [["forward", "1.5"], ["copy", "10"]]) == (
+        "|         |  ms |\n"
+        "|:--------|----:|\n"
+        "| forward | 1.5 |\n"
+        "| copy    |  10 |"
+    )  # fmt: skip
+
+
+def test_the_code_in_readme_runs(tmp_path, monkeypatch):
+    readme = Path(__file__).parent.parent / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    # What needs Keras is run where Keras is, by the tests of the adapter.
+    blocks = [block for block in blocks if "keras" not in block]
+    assert len(blocks) >= 4
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert json.dumps(names["layer"].get_config())
