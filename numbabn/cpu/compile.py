@@ -39,7 +39,7 @@ exact = njit(fastmath=False, **_INNER)
 def _sources_digest():
     folder = Path(__file__).parent
     digest = hashlib.sha256((folder.parent / "formulas.py").read_bytes())
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
