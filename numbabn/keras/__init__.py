@@ -1,0 +1,7 @@
+"""Batch normalization for Keras 3, on torch, TensorFlow, JAX and NumPy."""
+
+from .convert import convert
+from .layer import BatchNormalization
+from .schedule import RenormClippingSchedule
+
+__all__ = ["BatchNormalization", "RenormClippingSchedule", "convert"]

@@ -1,0 +1,26 @@
+"""NumPy: the forward alone, since Keras does not train on this backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import Arrays, Function, read_late
+
+SUPPORTS_JIT = True  # Keras compiles nothing here.
+
+
+def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Arrays:
+    """Run the forward of `function`; see the package's docstring."""
+    arrays = {
+        name: np.asarray(value) for name, value in read_late(inputs).items() if value is not None
+    }
+    results = function.forward.host(arrays, attributes, None, None)
+    return {name: array for name, array in results.items() if name not in function.residuals}
+
+
+def in_graph(tensor: Any) -> bool:
+    """Whether a graph is being traced that may change what `tensor` holds: never here."""
+    return False

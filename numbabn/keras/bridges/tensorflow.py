@@ -1,0 +1,158 @@
+"""TensorFlow: eager tensors' memory as it is, and `tf.numpy_function` in graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
+
+SUPPORTS_JIT = False  # XLA cannot call back into Python.
+
+Tensors = dict[str, Any]
+
+# TensorFlow can take over the memory of a NumPy array that is aligned so, and copies any other.
+_ALIGNMENT = 64
+
+
+def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Tensors:
+    """Run `function`, differentiably; see the package's docstring."""
+    given = {
+        name: value if isinstance(value, Late) else tf.convert_to_tensor(value)
+        for name, value in inputs.items()
+        if value is not None
+    }
+    # Outside of custom_gradient, which would ask what to do with the Variables that are read.
+    fixed = {name: _stopped(value) for name, value in given.items()}
+    results = _run(function.forward, fixed, attributes)
+    everything = {**fixed, **results}
+    kept = {name: everything[name] for name in function.kept if name in everything}
+    names = tuple(name for name in function.arguments if name in given)
+    result = results[function.result]
+
+    @tf.custom_gradient
+    def differentiable(*arguments: Any) -> Any:
+        def gradient(dy: Any) -> Any:
+            inputs = {**kept, "d" + function.result: dy}
+            dtypes = [argument.dtype for argument in arguments]
+            return _gradient(function, names, dtypes, inputs, attributes)
+
+        return result, gradient
+
+    results[function.result] = differentiable(*(given[name] for name in names))
+    return {name: value for name, value in results.items() if name not in function.residuals}
+
+
+def _stopped(value: Any) -> Any:
+    return value if isinstance(value, Late) else tf.stop_gradient(value)
+
+
+def in_graph(tensor: Any) -> bool:
+    """Whether a graph is being traced that may change what `tensor` holds."""
+    return not tf.executing_eagerly()
+
+
+def _gradient(
+    function: Function, names: tuple[str, ...], dtypes: list[Any], inputs: Tensors, attributes: Any
+) -> Any:
+    tensors = {name: value for name, value in inputs.items() if tf.is_tensor(value)}
+    others = {name: value for name, value in inputs.items() if name not in tensors}
+
+    @tf.custom_gradient
+    def undifferentiable(*values: Any) -> Any:
+        def gradient(*_: Any) -> Any:
+            raise NotImplementedError(SECOND_DERIVATIVE.format(function.forward.name))
+
+        given = {**dict(zip(tensors, values, strict=True)), **others}
+        wanted = tuple("d" + name for name in names)
+        found = _run(function.backward, given, attributes, wanted)
+        gradients = tuple(
+            tf.cast(found[name], dtype) for name, dtype in zip(wanted, dtypes, strict=True)
+        )
+        return gradients, gradient
+
+    return undifferentiable(*tensors.values())
+
+
+def _run(
+    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None = None
+) -> Tensors:
+    """The outputs of `operation`, all of them or those that are `wanted`."""
+    if tf.executing_eagerly():
+        arrays = {name: np.asarray(value) for name, value in read_late(inputs).items()}
+        if wanted is None:
+            wanted = tuple(operation.shapes(_specs(inputs), attributes))
+        results = _host(operation, arrays, attributes, wanted)
+        return {name: _tensor(array) for name, array in results.items()}
+    return _graph(operation, inputs, attributes, wanted)
+
+
+def _graph(
+    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None
+) -> Tensors:
+    specs = _specs(inputs)
+    shapes = operation.shapes(specs, attributes)
+    shapes = {name: shapes[name] for name in (shapes if wanted is None else wanted)}
+    names = tuple(name for name in inputs if tf.is_tensor(inputs[name]))
+    others = {name: value for name, value in inputs.items() if name not in names}
+
+    def host(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        given = {**dict(zip(names, arrays, strict=True)), **read_late(others)}
+        results = _host(operation, given, attributes, tuple(shapes))
+        return [results[name] for name in shapes]
+
+    results = tf.numpy_function(
+        host,
+        [inputs[name] for name in names],
+        [tf.as_dtype(shape.dtype) for shape in shapes.values()],
+        # Nothing but its results: TensorFlow may leave it out where nobody reads those.
+        stateful=False,
+        # XLA names the operation that it cannot compile.
+        name=f"numbabn_{operation.name}_runs_in_Python_so_use_jit_compile_False",
+    )
+    tensors = dict(zip(shapes, results, strict=True))
+    for name, shape in shapes.items():
+        tensors[name].set_shape(shape.shape)
+    return tensors
+
+
+def _host(
+    operation: Operation, arrays: Tensors, attributes: Any, wanted: tuple[str, ...]
+) -> Tensors:
+    """Run `operation`, its first output in memory that TensorFlow takes over."""
+    x = arrays["x"]
+    return operation.host(arrays, attributes, wanted, _aligned(x.shape, x.dtype))
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """A new array at a multiple of `_ALIGNMENT` bytes."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _tensor(array: NDArray[Any]) -> Any:
+    """A tensor in the memory of a new NumPy array, or a copy where TensorFlow needs one."""
+    # Its kernels end the process on memory of another alignment, and DLPack does not check.
+    if array.__array_interface__["data"][0] % _ALIGNMENT or not array.flags.c_contiguous:
+        return tf.convert_to_tensor(array)
+    if array.dtype == tf.bfloat16.as_numpy_dtype:
+        bits = tf.experimental.dlpack.from_dlpack(array.view(np.uint16).__dlpack__())
+        return tf.bitcast(bits, tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def _specs(inputs: Tensors) -> dict[str, Shaped]:
+    specs = {}
+    for name, value in inputs.items():
+        if tf.is_tensor(value):
+            shape = tuple(value.shape) if value.shape.rank is not None else ()
+            specs[name] = Shaped(shape, value.dtype.name)
+        else:
+            specs[name] = Shaped((), "float32")
+    return specs

@@ -1,0 +1,325 @@
+"""Keras's BatchNormalization layer, computed by numbabn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from ..layout import FLOATS, Axis, check_epsilon, check_momentum, plain_axis
+from ..renorm import RenormClipping
+from .bridges import Late, bridge_of
+from .operations import INFERENCE, LIMITS, STATISTICS, TRAINING, Attributes
+
+_NO_LIMITS = dict(zip(LIMITS, RenormClipping().limits, strict=True))
+
+
+class _Clipping:
+    """The limits of a layer's correction, which may change between two steps of a run.
+
+    Keras tracks whatever is assigned to a layer, and would make weights of the Variables in
+    a dictionary: this object keeps them out of the layer's state.
+    """
+
+    def __init__(self) -> None:
+        self.given: Mapping[str, Any] = {}
+        # One object a limit, for good: a compiled computation holds on to it.
+        self._late = {name: Late(self._reader(name)) for name in LIMITS}
+
+    def set(self, clipping: Any) -> None:
+        if isinstance(clipping, RenormClipping):
+            clipping = dict(zip(LIMITS, clipping.limits, strict=True))
+        given = {} if clipping is None else clipping
+        if isinstance(given, Mapping):
+            # What is known only later is checked when it is read.
+            known: dict[str, Any] = {
+                name: _NO_LIMITS.get(name) if _is_open(limit) else limit
+                for name, limit in given.items()
+            }
+            RenormClipping.of(known)
+        else:
+            RenormClipping.of(given)
+        # The caller's own dictionary: to change an entry changes the limit too.
+        self.given = given
+
+    def _reader(self, name: str) -> Callable[[], float]:
+        def read() -> float:
+            limit = self.given.get(name)
+            if limit is None:
+                return _NO_LIMITS[name]
+            if isinstance(limit, keras.Variable):
+                limit = limit.value
+            number = limit() if callable(limit) else limit
+            # torch warns where a tensor that a gradient is kept for becomes a number.
+            return float(number.detach() if hasattr(number, "detach") else number)
+
+        return read
+
+    def inputs(self, in_graph: Callable[[Any], bool]) -> dict[str, Any]:
+        """rmin, rmax and dmax as inputs of an operation."""
+        found: dict[str, Any] = dict(self._late)
+        for name, limit in self.given.items():
+            # A graph that may itself change a Variable has to read it in its own order.
+            if isinstance(limit, keras.Variable) and in_graph(limit.value):
+                found[name] = ops.cast(limit.value, "float32")
+        return found
+
+    def values(self) -> dict[str, float]:
+        """The limits as they are now; infinite ones, which JSON lacks, are left out."""
+        found = {name: self._late[name].read() for name in self.given}
+        return {name: limit for name, limit in found.items() if math.isfinite(limit)}
+
+
+def _is_open(limit: Any) -> bool:
+    return limit is None or isinstance(limit, keras.Variable) or callable(limit)
+
+
+@keras.saving.register_keras_serializable(package="numbabn")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, computed by Numba kernels.
+
+    In training, per channel, over the positions S whose mask is on (all without a mask):
+
+        y = gamma · (x̂ · r + d) + beta          x̂ = (x − mean) / sqrt(variance + epsilon)
+        mean = Σ_S x / n       variance = Σ_S (x − mean)² / n       n = |S|
+        moving = moving · momentum + batch · (1 − momentum)         r = 1, d = 0 without renorm
+
+    and in inference (``training=False``, or a layer that is not `trainable`) the moving
+    statistics take the place of mean and variance. With `renorm`,
+
+        r = clip(s / s_ref, rmin, rmax)         s = sqrt(variance + epsilon)
+        d = clip((mean − m_ref) / s_ref, −dmax, dmax)
+
+    where the reference is `renorm_mean` and `renorm_stddev`, or with ``renorm_momentum=None``
+    `moving_mean` and ``sqrt(moving_variance + epsilon)``. Weights, their order and the saved
+    files are those of Keras's layer, so either loads what the other saved.
+
+    Different on purpose: a channel whose mask is off everywhere keeps its moving statistics;
+    padding may hold NaN; data far from 0 lose nothing; a single channel may be masked; second
+    derivatives raise. See Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3, and Ioffe
+    2017 (arXiv 1702.03275), section 3.
+
+    Args:
+        axis: the channel axis, or a list of them; then every weight has the rank of the
+            input, with 1 on each reduced axis.
+        momentum: of the moving statistics, in [0, 1].
+        epsilon: added to the variance.
+        center, scale: whether there is a `beta`, a `gamma`.
+        beta_initializer, gamma_initializer, moving_mean_initializer,
+        moving_variance_initializer, beta_regularizer, gamma_regularizer, beta_constraint,
+        gamma_constraint: as in Keras.
+        renorm: whether to correct the batch's statistics against a reference.
+        renorm_clipping: a dictionary with keys among rmin, rmax and dmax, or a
+            :class:`numbabn.RenormClipping`; None for no limits. Each limit is a number, a
+            `keras.Variable` or a function without arguments that returns a number. All are
+            read anew at every step, compiled or not; the whole can be replaced between steps.
+            (JAX may still be computing a step when Python goes on: wait for its results.)
+        renorm_momentum: of the reference, in [0, 1]; None to share the moving statistics.
+        synchronized: as in Keras, with TensorFlow only; several replicas are refused.
+        **kwargs: of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    Call arguments:
+        inputs: float16, bfloat16, float32 or float64 of rank 2 or more; other dtypes are cast
+            to the layer's compute dtype.
+        training: True for a training step.
+        mask: bool, integer or float, nonzero is on; of the rank of `inputs`, or one less
+            (then a last axis is added). Sizes are those of `inputs`, or 1. Comes by itself
+            from `Masking` and `Embedding(mask_zero=True)`.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, or out of range.
+
+    >>> import keras
+    >>> layer = BatchNormalization(momentum=0.9, renorm=True, renorm_clipping={"rmax": 3.0})
+    >>> y = layer(keras.ops.ones((8, 4)), training=True)
+    >>> tuple(y.shape), [weight.name for weight in layer.weights][:3]
+    ((8, 4), ['gamma', 'beta', 'moving_mean'])
+    """
+
+    renorm: bool
+
+    def __init__(
+        self,
+        axis: Axis = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: Any = None,
+        renorm_momentum: float | None = 0.99,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        plain = plain_axis(axis)
+        super().__init__(
+            # Keras's constructor takes a number only; a list takes its place below.
+            axis=plain if isinstance(plain, int) else -1,
+            momentum=check_momentum(momentum, "momentum"),
+            epsilon=check_epsilon(epsilon),
+            center=center,
+            scale=scale,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            moving_mean_initializer=moving_mean_initializer,
+            moving_variance_initializer=moving_variance_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+            renorm=renorm,
+            renorm_momentum=(
+                None
+                if renorm_momentum is None
+                else check_momentum(renorm_momentum, "renorm_momentum")
+            ),
+            synchronized=synchronized,
+            **kwargs,
+        )
+        self.axis = plain
+        self.renorm_clipping = renorm_clipping
+        self._weight_shape: tuple[int, ...] | None = None
+        self._bridge_name = keras.backend.backend()
+        self.supports_jit = bridge_of(self._bridge_name).SUPPORTS_JIT
+
+    @property
+    def renorm_clipping(self) -> Any:
+        """The limits of the correction, as they were given; may be replaced at any time."""
+        return self._clipping.given
+
+    @renorm_clipping.setter
+    def renorm_clipping(self, clipping: Any) -> None:
+        if "_clipping" not in self.__dict__:
+            self._clipping = _Clipping()
+        self._clipping.set(clipping)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "renorm_clipping":
+            # Past Keras's tracking of attributes, see _Clipping.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def _separate(self) -> bool:
+        """Whether renorm has statistics of its own."""
+        return self.renorm and self.renorm_momentum is not None
+
+    def build(self, input_shape: Any) -> None:
+        """Make the weights, as Keras does."""
+        rank = len(input_shape)
+        named = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
+        for each in named:
+            if not -rank <= each < rank:
+                raise ValueError(
+                    f"axis {each} is out of range for an input of shape {tuple(input_shape)}: "
+                    f"expected {-rank} to {rank - 1}"
+                )
+        axes = sorted({each % rank for each in named})
+        if len(axes) < len(named) or not axes or len(axes) == rank:
+            raise ValueError(
+                "axis must name each channel axis once and leave one to take statistics over, "
+                f"got {self.get_config()['axis']} for an input of shape {tuple(input_shape)}"
+            )
+        sizes = {each: input_shape[each] for each in axes}
+        if None in sizes.values():
+            raise ValueError(
+                f"the channels must be known when the layer is built, got an input of shape "
+                f"{tuple(input_shape)} with axis={self.get_config()['axis']}"
+            )
+        if len(axes) > 1:
+            # Where add_weight finds the shape that Keras's build does not know of.
+            self._weight_shape = tuple(sizes.get(i, 1) for i in range(rank))
+        # Keras's build reads one axis, and makes renorm's statistics wherever renorm is on.
+        axis, renorm = self.axis, self.renorm
+        self.axis, self.renorm = axes[0], self._separate
+        try:
+            super().build(input_shape)
+        finally:
+            self.axis, self.renorm = axis, renorm
+        self._reduction_axes = [i for i in range(rank) if i not in axes]
+        self.input_spec = keras.layers.InputSpec(
+            ndim=rank, axes={each: input_shape[each] for each in named}
+        )
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras."""
+        if self._weight_shape is not None:
+            kwargs["shape"] = self._weight_shape
+        return super().add_weight(*args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalize `inputs`; in training by their own statistics, which the weights follow."""
+        bridge = bridge_of(self._bridge_name)
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        given = {
+            "x": inputs if dtype in FLOATS else ops.cast(inputs, self.compute_dtype),
+            "gamma": None if self.gamma is None else self.gamma.value,
+            "beta": None if self.beta is None else self.beta.value,
+        }
+        attributes = Attributes(
+            self.axis if isinstance(self.axis, int) else tuple(self.axis),
+            self.epsilon,
+            self.momentum,
+            self.renorm,
+            self.renorm_momentum,
+        )
+        if training and self.trainable:
+            if self.synchronized:
+                _check_single_replica()
+            names = STATISTICS if self._separate else STATISTICS[:2]
+            given |= {name: getattr(self, name).value for name in names}
+            if mask is not None:
+                given["mask"] = mask
+            if self.renorm:
+                given |= self._clipping.inputs(bridge.in_graph)
+            results = bridge.apply(TRAINING, given, attributes)
+            for name in names:
+                getattr(self, name).assign(results[name])
+        else:
+            given |= {name: getattr(self, name).value for name in STATISTICS[:2]}
+            results = bridge.apply(INFERENCE, given, attributes)
+        # The same dtype unless the caller switched Keras's autocasting off.
+        return results["y"] if dtype == self.compute_dtype else ops.cast(
+            results["y"], self.compute_dtype
+        )  # fmt: skip
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        # TensorFlow asks for what a layer consists of, when it saves.
+        if save_type == "savedmodel":
+            raise NotImplementedError(
+                f"{self.name} cannot go into a SavedModel: numbabn computes in Python, which a "
+                "SavedModel does not hold. Export numbabn.keras.convert(model, to_keras=True), "
+                "which predicts the same"
+            )
+        return super()._trackable_children(save_type, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, JSON-able; limits as they are at this moment."""
+        axis = self.axis if isinstance(self.axis, int) else [int(each) for each in self.axis]
+        clipping = self._clipping.values() if self._clipping.given else None
+        return {**super().get_config(), "axis": axis, "renorm_clipping": clipping}
+
+
+def _check_single_replica() -> None:
+    """Raise where the batch is spread over replicas: the kernels see a part of it only."""
+    import tensorflow as tf  # Keras runs on it: it has refused synchronized=True elsewhere.
+
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        raise NotImplementedError(
+            f"synchronized=True over {context.num_replicas_in_sync} replicas is not supported by "
+            "numbabn.keras.BatchNormalization: use keras.layers.BatchNormalization (without a "
+            "mask, which it ignores then), or synchronized=False"
+        )

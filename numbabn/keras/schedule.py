@@ -1,0 +1,122 @@
+"""The ramp of renorm's limits over the steps of a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from .layer import BatchNormalization
+
+
+class RenormClippingSchedule(keras.callbacks.Callback):
+    """Relaxes the limits of every renorm layer of a model, step by step.
+
+    At optimizer step t, with each ramp linear between its two steps and flat outside of them:
+
+        rmax(t) = 1 → rmax over rmax_steps      rmin(t) = 1 / rmax(t)
+        dmax(t) = 0 → dmax over dmax_steps
+
+    so that training starts as plain batch normalization. The defaults are those of Ioffe 2017
+    (arXiv 1702.03275), section 4.2: rmax from 1 to 3 over the steps 5000 to 40000, dmax from 0
+    to 5 over 5000 to 25000. The step is the optimizer's, so a training that is saved and
+    resumed goes on where it was.
+
+    Args:
+        rmax: where rmax ends, at least 1.
+        dmax: where dmax ends, at least 0.
+        rmax_steps, dmax_steps: the first and the last step of the ramp.
+
+    Raises:
+        TypeError, ValueError: an argument that is none of these.
+        ValueError, in `fit`: the model has no numbabn layer with ``renorm=True``.
+
+    >>> schedule = RenormClippingSchedule(rmax_steps=(0, 100), dmax_steps=(50, 100))
+    >>> schedule.limits(50)
+    {'rmin': 0.5, 'rmax': 2.0, 'dmax': 0.0}
+    """
+
+    def __init__(
+        self,
+        rmax: float = 3.0,
+        dmax: float = 5.0,
+        rmax_steps: tuple[int, int] = (5000, 40000),
+        dmax_steps: tuple[int, int] = (5000, 25000),
+    ) -> None:
+        super().__init__()
+        self.rmax = _number(rmax, "rmax", 1.0)
+        self.dmax = _number(dmax, "dmax", 0.0)
+        self.rmax_steps = _steps(rmax_steps, "rmax_steps")
+        self.dmax_steps = _steps(dmax_steps, "dmax_steps")
+        self._layers: list[BatchNormalization] = []
+        self._epoch_step: int = 0  # of the optimizer, as the epoch began
+        self._first_batch: int | None = None
+
+    def limits(self, step: int) -> dict[str, float]:
+        """rmin, rmax and dmax at a step of the optimizer."""
+        rmax = 1.0 + (self.rmax - 1.0) * _progress(step, self.rmax_steps)
+        return {
+            "rmin": 1.0 / rmax,
+            "rmax": rmax,
+            "dmax": self.dmax * _progress(step, self.dmax_steps),
+        }
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find the layers."""
+        self._layers = [
+            layer
+            for layer in self.model._flatten_layers()
+            if isinstance(layer, BatchNormalization) and layer.renorm
+        ]
+        if not self._layers:
+            raise ValueError(
+                "RenormClippingSchedule needs a model with a numbabn.keras.BatchNormalization "
+                f"with renorm=True, and {self.model.name!r} has none: see numbabn.keras.convert"
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Take the optimizer's step, which may have come with a checkpoint."""
+        # Only here: within an epoch, JAX keeps the optimizer's state out of its Variables.
+        self._epoch_step = int(self.model.optimizer.iterations.value)
+        self._first_batch = None
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Set the limits of the step."""
+        if self._first_batch is None:
+            self._first_batch = batch
+        limits = self.limits(self._epoch_step + batch - self._first_batch)
+        for layer in self._layers:
+            layer.renorm_clipping = limits
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Nothing; but for a callback that has this, Keras waits for the results of the step.
+
+        JAX would go on with the step while its limits are already those of the next.
+        """
+
+
+def _progress(step: int, steps: tuple[int, int]) -> float:
+    first, last = steps
+    if step >= last:
+        return 1.0
+    return (step - first) / (last - first) if step > first else 0.0
+
+
+def _number(value: Any, name: str, least: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least {least}, got {value}")
+    return float(value)
+
+
+def _steps(value: Any, name: str) -> tuple[int, int]:
+    try:
+        first, last = value
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be two steps, first and last, got {value!r}") from error
+    if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
+        raise ValueError(
+            f"{name} must be two whole numbers, 0 <= first <= last, got ({first!r}, {last!r})"
+        )
+    return first, last

@@ -1,0 +1,39 @@
+"""The adapter's tests run on the backend that KERAS_BACKEND names, and fail without it."""
+
+import os
+import pathlib
+import sys
+
+# The oracle is that of the whole package.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+BACKEND = os.environ.get("KERAS_BACKEND")
+OF_BACKEND = {f"test_keras_on_{name}.py" for name in ("torch", "tensorflow", "jax", "numpy")}
+UNTRAINED = {"test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"}
+
+if BACKEND is None:
+    collect_ignore_glob = ["test_keras_*.py"]
+else:
+    collect_ignore = sorted(OF_BACKEND - {f"test_keras_on_{BACKEND}.py"})
+    if BACKEND == "numpy":
+        # Keras trains nothing there.
+        collect_ignore += sorted(UNTRAINED)
+
+
+def pytest_configure(config):
+    if BACKEND is None:
+        return
+    # Keras's own calls, on their way to NumPy.
+    config.addinivalue_line(
+        "filterwarnings",
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:keras",
+    )
+    import keras
+
+    assert keras.backend.backend() == BACKEND
+    if BACKEND == "jax":
+        # float64 is truncated otherwise; test_keras_on_jax.py runs without it in a process of
+        # its own.
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
