@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import keras
+import numpy as np
 from keras import ops
+
 from numbabn.commands.table import table
 from numbabn.keras import BatchNormalization
 

@@ -11,12 +11,12 @@ section 4.3) closes the gap.
 import argparse
 import time
 
+import keras
 import numpy as np
+from keras import layers
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import keras
-from keras import layers
 from numbabn.keras import BatchNormalization, RenormClippingSchedule
 
 BATCH = 4

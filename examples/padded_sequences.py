@@ -11,12 +11,12 @@ shifts them, and each other padding shifts them differently.
 import argparse
 import time
 
+import keras
 import numpy as np
+from keras import layers
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import keras
-from keras import layers
 from numbabn.keras import BatchNormalization
 
 PADDING = -1.0  # No pixel has it.

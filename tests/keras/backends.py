@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 import keras
+import numpy as np
 from keras import ops
 
 BACKEND = keras.backend.backend()

@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 BACKEND = os.environ.get("KERAS_BACKEND")
-OF_BACKEND = {f"test_keras_on_{name}.py" for name in ("torch", "tensorflow", "jax", "numpy")}
+OF_BACKEND = {f"test_keras_on_{name}.py" for name in ("torch", "tensorflow", "numpy")}
 UNTRAINED = {"test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"}
 
 if BACKEND is None:
@@ -32,8 +32,7 @@ def pytest_configure(config):
 
     assert keras.backend.backend() == BACKEND
     if BACKEND == "jax":
-        # float64 is truncated otherwise; test_keras_on_jax.py runs without it in a process of
-        # its own.
+        # float64 is truncated otherwise; test_xla_ffi.py runs without it too.
         import jax
 
         jax.config.update("jax_enable_x64", True)

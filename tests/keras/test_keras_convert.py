@@ -1,11 +1,11 @@
 """Models with their layers exchanged, and back."""
 
+import keras
 import numpy as np
 import pytest
 from backends import BACKEND, TRAINS, array, weights_of
-
-import keras
 from keras import layers
+
 from numbabn.keras import BatchNormalization, convert
 
 KERAS = layers.BatchNormalization

@@ -1,11 +1,11 @@
 """Training with `fit`: compiled and not, in mixed precision, with limits that change."""
 
+import keras
 import numpy as np
 import pytest
 from backends import BACKEND, array, weights_of
-
-import keras
 from keras import layers, ops
+
 from numbabn.keras import BatchNormalization
 
 rng = np.random.default_rng(0)

@@ -1,12 +1,12 @@
 """Differentiation beyond one step: what is not asked for, and second derivatives."""
 
+import keras
 import numpy as np
 import pytest
 from backends import BACKEND, MODES, array, step
-
-import keras
-import reference
 from keras import ops
+
+import reference
 from numbabn.keras import BatchNormalization
 
 

@@ -4,16 +4,16 @@ import doctest
 import importlib
 import inspect
 
+import keras
 import numpy as np
 import pytest
 from backends import BACKEND, MODES, TRAINS, array, step, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import ops
 
-import keras
 import numbabn
 import reference
-from keras import ops
 from numbabn.keras import BatchNormalization
 
 # (atol = rtol) of a result rounded once to the dtype, with a few units of room for its value.

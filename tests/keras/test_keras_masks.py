@@ -1,12 +1,12 @@
 """Masks: both forms, given or implied by a layer before, and handed on."""
 
+import keras
 import numpy as np
 import pytest
 from backends import BACKEND, MODES, array
+from keras import ops
 from test_keras_layer import check_against_oracle
 
-import keras
-from keras import ops
 from numbabn.keras import BatchNormalization
 
 SHAPE = (5, 4, 6, 3)

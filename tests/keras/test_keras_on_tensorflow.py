@@ -3,14 +3,14 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from backends import array, step
-
-import keras
-import reference
 from keras import layers
+
+import reference
 from numbabn.keras import BatchNormalization, convert
 
 RNG = np.random.default_rng(0)

@@ -5,12 +5,12 @@ import threading
 import tracemalloc
 import weakref
 
+import keras
 import numpy as np
 import pytest
 import torch
 from backends import array
 
-import keras
 import reference
 from numbabn.keras import BatchNormalization, operations
 from numbabn.keras.bridges import torch as bridge

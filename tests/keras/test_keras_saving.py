@@ -3,12 +3,12 @@
 import json
 import pickle
 
+import keras
 import numpy as np
 import pytest
 from backends import array, weights_of
-
-import keras
 from keras import ops
+
 from numbabn.keras import BatchNormalization
 
 X = np.random.default_rng(0).normal(2, 3, (8, 6)).astype(np.float32)

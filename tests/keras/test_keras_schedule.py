@@ -1,11 +1,11 @@
 """The ramp of renorm's limits."""
 
+import keras
 import numpy as np
 import pytest
 from backends import array
-
-import keras
 from keras import layers
+
 from numbabn.keras import BatchNormalization, RenormClippingSchedule
 
 X = np.random.default_rng(0).normal(2, 3, (16, 6)).astype(np.float32)

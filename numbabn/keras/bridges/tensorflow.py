@@ -139,7 +139,9 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 def _tensor(array: NDArray[Any]) -> Any:
     """A tensor in the memory of a new NumPy array, or a copy where TensorFlow needs one."""
     # Its kernels end the process on memory of another alignment, and DLPack does not check.
-    if array.__array_interface__["data"][0] % _ALIGNMENT or not array.flags.c_contiguous:
+    aligned = array.__array_interface__["data"][0] % _ALIGNMENT == 0
+    # DLPack has no word for memory that may only be read.
+    if not (aligned and array.flags.c_contiguous and array.flags.writeable):
         return tf.convert_to_tensor(array)
     if array.dtype == tf.bfloat16.as_numpy_dtype:
         bits = tf.experimental.dlpack.from_dlpack(array.view(np.uint16).__dlpack__())
