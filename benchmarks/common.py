@@ -260,13 +260,19 @@ def duration(seconds: float) -> str:
 
 
 def save(
-    chosen: argparse.Namespace, name: str, records: list[Record], text: str, figure: Any = None
+    chosen: argparse.Namespace,
+    name: str,
+    records: list[Record],
+    text: str,
+    figure: Any = None,
+    command: str | None = None,
 ) -> None:
     """Print `text`, and write NAME.csv, NAME.md and, with a figure, NAME.png.
 
     chosen: what :func:`options` returned
     name: of the benchmark, e.g. "small"
     figure: of matplotlib
+    command: what prints `text`, where that is not the module of this name
     """
     if chosen.quick:
         text = f"A quick run: the figures mean nothing.\n\n{text}"
@@ -275,7 +281,7 @@ def save(
         writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-    command = f"python -m benchmarks.{name}"
+    command = command or f"python -m benchmarks.{name}"
     (chosen.output / f"{name}.md").write_text(f"`{command}`\n\n{machine()}\n\n{text}\n")
     if figure:
         figure.savefig(chosen.output / f"{name}.png", dpi=110)

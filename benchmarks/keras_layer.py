@@ -217,7 +217,7 @@ def report(found: list[Record]) -> str:
     header = ["", "x", OURS, THEIRS, "times as fast", f"peak, {OURS}", f"peak, {THEIRS}"]
     slower = [row[0] for row, ratio in zip(rows, ratios, strict=True) if ratio < 1]
     return (
-        f"`KERAS_BACKEND={BACKEND} python -m benchmarks.keras_layer`, Keras {keras.__version__}\n\n"
+        f"Keras {keras.__version__}\n\n"
         f"{table(header, rows)}\n\n"
         f"Geometric mean: {common.geometric_mean(ratios):.2f} times as fast. "
         f"Slower: {'; '.join(slower) or 'none'}."
@@ -244,7 +244,10 @@ def main() -> None:
     found = common.measure(
         {case.label: partial(measure, case, chosen.quick) for case in cases}, "case"
     )
-    common.save(chosen, f"keras_layer_{BACKEND}", found, report(found), draw(found))
+    common.save(
+        chosen, f"keras_layer_{BACKEND}", found, report(found), draw(found),
+        f"KERAS_BACKEND={BACKEND} python -m benchmarks.keras_layer",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
