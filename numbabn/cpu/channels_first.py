@@ -6,8 +6,6 @@ scalars in it.
 What the functions share:
 
     x, dy, out              flat memory, as `half.load` reads it
-    start, place            where a run begins in x and dy, and in out
-    streamed                whether out is written past the caches, see `streaming`
     columns                 how many channels there are
     first_row, last_row     the block: a half-open range of outer positions,
     first_column, width       a range of channels,
@@ -23,7 +21,6 @@ from .channels_last import centered, product
 from .compile import elementwise, exact, reordering
 from .half import load, read, store
 from .masks import ELEMENT, NONE, OFF, steps_to
-from .streaming import buffer_for, flush, place_for
 
 
 @reordering
@@ -123,34 +120,24 @@ def block_sums(
 
 
 @elementwise
-def normalize_run(x, start, out, place, length, mean_high, mean_low, scale, shift):
-    for i in range(length):
-        value = centered(load(x, start + i), mean_high, mean_low)
-        store(out, place + i, value * scale + shift)
+def normalize_run(x, out, start, length, mean_high, mean_low, scale, shift):
+    for i in range(start, start + length):
+        store(out, i, centered(load(x, i), mean_high, mean_low) * scale + shift)
 
 
 @exact
 def normalize_block(
-    x, out, streamed, inner, columns, first_row, last_row, first_column, width, first, last,
+    x, out, inner, columns, first_row, last_row, first_column, width, first, last,
     mean_high, mean_low, scale, shift,
 ):  # fmt: skip
     """out = (x − mean) · scale + shift"""
-    length = last - first
-    buffer = buffer_for(out, length, streamed)
-    target = buffer if streamed else out
-    held, begin = 0, 0
     for row in range(first_row, last_row):
-        block_start = (row * columns + first_column) * inner + first
+        start = (row * columns + first_column) * inner + first
         for j in range(width):
-            start = block_start + j * inner
-            place = start
-            if streamed:
-                place, begin = place_for(buffer, held, begin, out, start, length)
-                held = place + length
             normalize_run(
-                x, start, target, place, length, mean_high[j], mean_low[j], scale[j], shift[j]
-            )
-    flush(buffer, held, out, begin)
+                x, out, start + j * inner, last - first,
+                mean_high[j], mean_low[j], scale[j], shift[j],
+            )  # fmt: skip
 
 
 @reordering
@@ -182,27 +169,26 @@ def gradient_block_sums(
 
 
 @elementwise
-def scale_run(dy, start, out, place, length, scale):
+def scale_run(dy, out, start, length, scale):
     """out = dy · scale: the gradient where x had no part in the statistics."""
-    for i in range(length):
-        store(out, place + i, load(dy, start + i) * scale)
+    for i in range(start, start + length):
+        store(out, i, load(dy, i) * scale)
 
 
 @elementwise
 def gradient_run(
-    dy, x, start, out, place, length,
-    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-):  # fmt: skip
+    dy, x, out, start, length, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope
+):
     """out = scale · ((dy − mean_dy) − slope · (x − mean))"""
-    for i in range(length):
-        value = centered(load(x, start + i), mean_high, mean_low)
-        gradient = centered(load(dy, start + i), mean_dy_high, mean_dy_low)
-        store(out, place + i, scale * (gradient - slope * value))
+    for i in range(start, start + length):
+        value = centered(load(x, i), mean_high, mean_low)
+        gradient = centered(load(dy, i), mean_dy_high, mean_dy_low)
+        store(out, i, scale * (gradient - slope * value))
 
 
 @elementwise
 def masked_gradient_run(
-    dy, x, start, out, place, length, on, on_start,
+    dy, x, out, start, length, on, on_start,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
 ):  # fmt: skip
     """`gradient_run` where on[on_start + i] is not 0, `scale_run` elsewhere."""
@@ -211,12 +197,12 @@ def masked_gradient_run(
         value = centered(load(x, start + i), mean_high, mean_low)
         inside = centered(gradient, mean_dy_high, mean_dy_low) - slope * value
         chosen = inside if read(on, on_start + i) != 0 else gradient
-        store(out, place + i, scale * chosen)
+        store(out, start + i, scale * chosen)
 
 
 @elementwise
 def element_masked_gradient_run(
-    dy, x, start, out, place, length, on, on_start, on_offsets,
+    dy, x, out, start, length, on, on_start, on_offsets,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
 ):  # fmt: skip
     """`masked_gradient_run` with the mask at on[on_start + on_offsets[i]]."""
@@ -225,22 +211,19 @@ def element_masked_gradient_run(
         value = centered(load(x, start + i), mean_high, mean_low)
         inside = centered(gradient, mean_dy_high, mean_dy_low) - slope * value
         chosen = inside if read(on, on_start + read(on_offsets, i)) != 0 else gradient
-        store(out, place + i, scale * chosen)
+        store(out, start + i, scale * chosen)
 
 
 @exact
 def gradient_block(
-    dy, x, out, streamed, inner, columns, first_row, last_row, first_column, width,
-    first, last, mask,
+    dy, x, out, inner, columns, first_row, last_row, first_column, width, first, last,
+    mask,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
 ):  # fmt: skip
     """The gradient of x for a block."""
     kind, on = mask[0], mask[1]
     length = last - first
     on_offsets = run_offsets(mask, first, last)
-    buffer = buffer_for(out, length, streamed)
-    target = buffer if streamed else out
-    held, begin = 0, 0
     for row in range(first_row, last_row):
         block_start = (row * columns + first_column) * inner + first
         on_start = row * inner + first
@@ -253,29 +236,24 @@ def gradient_block(
             found = number_on(on, on_start, length)
         for j in range(width):
             start = block_start + j * inner
-            place = start
-            if streamed:
-                place, begin = place_for(buffer, held, begin, out, start, length)
-                held = place + length
             if found == 0:
-                scale_run(dy, start, target, place, length, scale[j])
+                scale_run(dy, out, start, length, scale[j])
             elif kind == ELEMENT:
                 element_masked_gradient_run(
-                    dy, x, start, target, place, length,
+                    dy, x, out, start, length,
                     on, on_start + mask[3][first_column + j], on_offsets,
                     mean_high[j], mean_low[j], scale[j],
                     mean_dy_high[j], mean_dy_low[j], slope[j],
                 )  # fmt: skip
             elif found < length:
                 masked_gradient_run(
-                    dy, x, start, target, place, length, on, on_start,
+                    dy, x, out, start, length, on, on_start,
                     mean_high[j], mean_low[j], scale[j],
                     mean_dy_high[j], mean_dy_low[j], slope[j],
                 )  # fmt: skip
             else:
                 gradient_run(
-                    dy, x, start, target, place, length,
+                    dy, x, out, start, length,
                     mean_high[j], mean_low[j], scale[j],
                     mean_dy_high[j], mean_dy_low[j], slope[j],
                 )  # fmt: skip
-    flush(buffer, held, out, begin)

@@ -7,8 +7,6 @@ others, because narrow tensors are taken several positions a row (see `partition
 What the functions share:
 
     x, dy, out              flat memory, as `half.load` reads it
-    start, place            where a row begins in x and dy, and in out
-    streamed                whether out is written past the caches, see `streaming`
     first_row, last_row     the block: a half-open range of rows
     first_column, width     the tile: a range of columns
     mask                    see `masks`
@@ -22,7 +20,6 @@ import numpy as np
 from .compile import elementwise, exact, reordering
 from .half import load, read, store, write
 from .masks import ELEMENT, NONE, OFF, steps_to
-from .streaming import buffer_for, flush, place_for
 
 
 @exact
@@ -128,30 +125,22 @@ def block_sums(
 
 
 @elementwise
-def normalize_row(x, start, out, place, width, mean_high, mean_low, scale, shift):
+def normalize_row(x, out, start, width, mean_high, mean_low, scale, shift):
     for j in range(width):
         value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
-        store(out, place + j, value * read(scale, j) + read(shift, j))
+        store(out, start + j, value * read(scale, j) + read(shift, j))
 
 
 @exact
 def normalize_block(
-    x, out, streamed, total, columns, first_row, last_row, first_column, width,
+    x, out, total, columns, first_row, last_row, first_column, width,
     mean_high, mean_low, scale, shift,
 ):  # fmt: skip
     """out = (x − mean) · scale + shift"""
-    buffer = buffer_for(out, width, streamed)
-    target = buffer if streamed else out
-    held, first = 0, 0
     for row in range(first_row, last_row):
         start = row * columns + first_column
         row_width = min(width, total - start)
-        place = start
-        if streamed:
-            place, first = place_for(buffer, held, first, out, start, row_width)
-            held = place + row_width
-        normalize_row(x, start, target, place, row_width, mean_high, mean_low, scale, shift)
-    flush(buffer, held, out, first)
+        normalize_row(x, out, start, row_width, mean_high, mean_low, scale, shift)
 
 
 @reordering
@@ -205,27 +194,26 @@ def gradient_block_sums(
 
 
 @elementwise
-def scale_row(dy, start, out, place, width, scale):
+def scale_row(dy, out, start, width, scale):
     """out = dy · scale: the gradient where x had no part in the statistics."""
     for j in range(width):
-        store(out, place + j, load(dy, start + j) * read(scale, j))
+        store(out, start + j, load(dy, start + j) * read(scale, j))
 
 
 @elementwise
 def gradient_row(
-    dy, x, start, out, place, width,
-    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-):  # fmt: skip
+    dy, x, out, start, width, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope
+):
     """out = scale · ((dy − mean_dy) − slope · (x − mean))"""
     for j in range(width):
         value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
         gradient = centered(load(dy, start + j), read(mean_dy_high, j), read(mean_dy_low, j))
-        store(out, place + j, read(scale, j) * (gradient - read(slope, j) * value))
+        store(out, start + j, read(scale, j) * (gradient - read(slope, j) * value))
 
 
 @elementwise
 def masked_gradient_row(
-    dy, x, start, out, place, width, on, on_start, on_offsets,
+    dy, x, out, start, width, on, on_start, on_offsets,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
 ):  # fmt: skip
     """`gradient_row` or `scale_row`, as the mask of each element says."""
@@ -235,37 +223,31 @@ def masked_gradient_row(
         inside = centered(gradient, read(mean_dy_high, j), read(mean_dy_low, j))
         inside -= read(slope, j) * value
         chosen = inside if read(on, on_start + read(on_offsets, j)) != 0 else gradient
-        store(out, place + j, read(scale, j) * chosen)
+        store(out, start + j, read(scale, j) * chosen)
 
 
 @exact
 def gradient_block(
-    dy, x, out, streamed, total, columns, first_row, last_row, first_column, width, mask,
+    dy, x, out, total, columns, first_row, last_row, first_column, width, mask,
     mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
 ):  # fmt: skip
     """The gradient of x for a block."""
     kind, on = mask[0], mask[1]
-    buffer = buffer_for(out, width, streamed)
-    target = buffer if streamed else out
-    held, first = 0, 0
     for row in range(first_row, last_row):
         start = row * columns + first_column
         row_width = min(width, total - start)
-        place = start
-        if streamed:
-            place, first = place_for(buffer, held, first, out, start, row_width)
-            held = place + row_width
-        if kind == ELEMENT:
+        if kind == OFF:
+            scale_row(dy, out, start, row_width, scale)
+        elif kind == ELEMENT:
             masked_gradient_row(
-                dy, x, start, target, place, row_width,
+                dy, x, out, start, row_width,
                 on, steps_to(mask[2], row), mask[3][first_column : first_column + width],
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
-        elif kind == NONE or (kind != OFF and on[row] != 0):
+        elif kind == NONE or on[row] != 0:
             gradient_row(
-                dy, x, start, target, place, row_width,
+                dy, x, out, start, row_width,
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
         else:
-            scale_row(dy, start, target, place, row_width, scale)
-    flush(buffer, held, out, first)
+            scale_row(dy, out, start, row_width, scale)

@@ -28,14 +28,13 @@ from . import channels_first, channels_last
 from .compile import exact
 from .half import read, write
 from .partition import Partition
-from .streaming import fence
 
 # Words after those of the partition.
 PARTITION_WORDS = len(Partition._fields)
-LENGTH, INNER, RENORM, STREAMED, MASK_KIND, MASK_BYTES, MASK_OUTER, MASK_INNER = range(
-    PARTITION_WORDS, PARTITION_WORDS + 8
+LENGTH, INNER, RENORM, MASK_KIND, MASK_BYTES, MASK_OUTER, MASK_INNER = range(
+    PARTITION_WORDS, PARTITION_WORDS + 7
 )
-WORDS = PARTITION_WORDS + 8
+WORDS = PARTITION_WORDS + 7
 # Rows of `values`. The first six are what a forward saves for its backward.
 COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
 SAVED = 6
@@ -246,10 +245,6 @@ def merge_splits(cut, columns, partial):
 @exact
 def channel_moments(cut, channel, partial):
     """Count, mean and m2 of a channel: its columns merged."""
-    first = channel * cut.repeat
-    count, mean, m2 = partial[0, 0, first], partial[0, 1, first], partial[0, 2, first]
-    if cut.fold * cut.repeat == 1:
-        return count, mean, m2
     count, mean, m2 = 0.0, 0.0, 0.0
     for position in range(cut.fold):
         first = (position * cut.channels + channel) * cut.repeat
@@ -312,7 +307,6 @@ def given_coefficients(
 def normalize(x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner):
     """out = (x − mean) · scale + shift over a task, last block first: it is in the cache."""
     cut = partition_of(words)
-    streamed = words[STREAMED] != 0
     # Tasks of one tile follow each other: the last split was read last.
     tile, split = task // cut.splits, cut.splits - 1 - task % cut.splits
     first_column, last_column = tile_columns(cut, tile)
@@ -326,16 +320,14 @@ def normalize(x, dy, out, on, words, numbers, values, partial, coefficients, tas
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.normalize_block(
-                x, out, streamed, cut.total, cut.columns, first_row, last_row, first_column,
-                width, mean_high, mean_low, scale, shift,
+                x, out, cut.total, cut.columns, first_row, last_row, first_column, width,
+                mean_high, mean_low, scale, shift,
             )  # fmt: skip
         if inner is not None:
             channels_first.normalize_block(
-                x, out, streamed, inner, cut.columns, first_row, last_row, first_column,
-                width, first, last, mean_high, mean_low, scale, shift,
+                x, out, inner, cut.columns, first_row, last_row, first_column, width,
+                first, last, mean_high, mean_low, scale, shift,
             )  # fmt: skip
-    if streamed:
-        fence()
 
 
 # Backward
@@ -417,7 +409,6 @@ def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task
     """The gradient of x over a task, last block first: it is in the cache."""
     cut = partition_of(words)
     mask = mask_of(words, on)
-    streamed = words[STREAMED] != 0
     tile, split = task // cut.splits, cut.splits - 1 - task % cut.splits
     first_column, last_column = tile_columns(cut, tile)
     width = last_column - first_column
@@ -432,17 +423,15 @@ def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.gradient_block(
-                dy, x, out, streamed, cut.total, cut.columns, first_row, last_row, first_column,
-                width, mask, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+                dy, x, out, cut.total, cut.columns, first_row, last_row, first_column, width,
+                mask, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
         if inner is not None:
             channels_first.gradient_block(
-                dy, x, out, streamed, inner, cut.columns, first_row, last_row, first_column,
-                width, first, last, mask,
+                dy, x, out, inner, cut.columns, first_row, last_row, first_column, width,
+                first, last, mask,
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
-    if streamed:
-        fence()
 
 
 def renorm_corrections(mean, stddev, reference_mean, reference_stddev, epsilon, limits, r, d):

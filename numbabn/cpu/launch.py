@@ -21,7 +21,6 @@ from . import kernels, masks, tasks, threads
 from .compile import kernel
 from .half import BFLOAT, HALF
 from .partition import LEAST_RUN, Partition, partition
-from .streaming import STREAMED_BYTES
 
 _NO_BYTES = np.zeros(0, np.uint8)
 _NO_MASK = tasks.memory(_NO_BYTES)
@@ -129,12 +128,11 @@ def _plan(steps, shape, dtype, renorm, kind, mask):
     outer, channels, inner = shape
     masked = kind in (masks.POSITION, masks.ELEMENT)
     cut, by_rows = partition(outer, channels, inner, dtype.itemsize, masked)
-    streamed = cut.total * dtype.itemsize >= STREAMED_BYTES
     if kind == masks.ELEMENT:
-        words = _element_words(cut, by_rows, inner, renorm, streamed, mask)
+        words = _element_words(cut, by_rows, inner, renorm, mask)
     else:
         mask_bytes = outer * inner if kind == masks.POSITION else 0
-        head = (*cut, kernels.WORDS, inner, renorm, streamed, kind, mask_bytes, 0, 0)
+        head = (*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0)
         words = np.array(head, np.int64)
     compiled = tuple(
         0 if step is None else tasks.step(step, dtype.name, by_rows, inner) for step in steps
@@ -169,7 +167,7 @@ def _bits(array):
     return flat
 
 
-def _element_words(cut, by_rows, inner, renorm, streamed, mask):
+def _element_words(cut, by_rows, inner, renorm, mask):
     """The words of a plan for an ELEMENT mask: its steps through memory follow the others."""
     if mask.axes is None:
         # One byte a position, seen from rows that hold several neighbouring positions.
@@ -184,7 +182,7 @@ def _element_words(cut, by_rows, inner, renorm, streamed, mask):
     tables = [np.array(axes, np.int64).reshape(-1) for axes in (outer_axes, inner_axes)]
     length = kernels.WORDS + tables[0].size + tables[1].size + columns.size
     head = (
-        *cut, length, inner, renorm, streamed, masks.ELEMENT, mask.on.size,
+        *cut, length, inner, renorm, masks.ELEMENT, mask.on.size,
         len(outer_axes[0]), len(inner_axes[0]),
     )  # fmt: skip
     return np.concatenate((np.array(head, np.int64), *tables, columns))
