@@ -93,6 +93,10 @@ def _by_rows(outer, channels, inner, itemsize, masked):
         tile, splits = ROW_TILE, tasks
     tile = max(1, min(columns, max(1, tile // step) * step))
     tiles = ceil(columns / tile)
+    # Tiles of one width, nearly: a narrow last one would leave its thread without work.
+    unit = step * LEAST_RUN if step * LEAST_RUN <= tile else step
+    tile = max(1, min(columns, ceil(columns / (tiles * unit)) * unit)) if tiles else tile
+    tiles = ceil(columns / tile)
     blocks = ceil(rows / ROW_BLOCK)
     return _cut(
         total, channels, columns, fold, inner, rows, tile, tiles, ROW_BLOCK, 1, 1, blocks,
