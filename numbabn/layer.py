@@ -218,6 +218,7 @@ class BatchNormalization:
         try:
             return self(x, training, mask)
         except BaseException:
+            # An interrupt too: a layer that has not run is not built. It goes on to the caller.
             self._weights = {}
             raise
 
