@@ -13,9 +13,9 @@ from processes import run_python
 
 pytestmark = pytest.mark.jit
 
-# Scratch holds a few values a channel (or a column of a tile) and a task: far below a hundredth
+# Scratch holds a few values a channel (or a column of a row of 4 KB) and a task: a sixtieth
 # of the input, and far above what Python itself needs for a call.
-SCRATCH = 600 * 1024
+SCRATCH = 1024 * 1024
 SHAPE = (64, 16, 128, 128)  # 64 MiB of float32
 DENSE_ORDERS = [
     pytest.param((0, 1, 2, 3), id="C"),

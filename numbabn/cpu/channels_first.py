@@ -19,8 +19,17 @@ import numpy as np
 
 from .channels_last import centered, product
 from .compile import elementwise, exact, reordering
-from .half import load, read, store
+from .half import load, prefetch, read, store, write
 from .masks import ELEMENT, NONE, OFF, steps_to
+
+# float32 sums of a run: 4096 terms in 64 lanes lose nothing that shows at 2e-6. The sums of
+# longer runs go on in float64.
+SEGMENT = 4096
+# How far ahead of a run its successors are asked for, in elements: the processor's own prefetch
+# starts anew at every run, and 4 KB take about as long to come as they take to add up.
+AHEAD = 1024
+# Elements of a cache line of float32; of 16-bit floats, it asks for each line twice.
+LINE = 16
 
 
 @reordering
@@ -89,34 +98,68 @@ def block_sums(
     pivot, number, sum_1, sum_2,
 ):  # fmt: skip
     """Add the block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of each channel."""
-    kind, on = mask[0], mask[1]
-    length = last - first
     on_offsets = run_offsets(mask, first, last)
     for row in range(first_row, last_row):
-        start = (row * columns + first_column) * inner + first
-        if kind == ELEMENT:
-            row_start = steps_to(mask[2], row)
-            for j in range(width):
-                on_start = row_start + mask[3][first_column + j]
-                found, run_1, run_2 = element_masked_run_sums(
-                    x, start + j * inner, length, on, on_start, on_offsets, pivot[j]
-                )
-                number[j] += found
-                sum_1[j] += run_1
-                sum_2[j] += run_2
-            continue
-        on_start = row * inner + first
-        found = length if kind == NONE else number_on(on, on_start, length)
-        if found == 0:
-            continue
-        for j in range(width):
-            if found == length:
-                run_1, run_2 = run_sums(x, start + j * inner, length, pivot[j])
+        for begin in range(first, last, SEGMENT):
+            length = min(SEGMENT, last - begin)
+            start = (row * columns + first_column) * inner + begin
+            if mask[0] == NONE:
+                add_segments(x, inner, start, length, width, pivot, sum_1, sum_2)
+            elif mask[0] == ELEMENT:
+                add_element_masked_segments(
+                    x, inner, start, length, width, mask, row, first_column,
+                    on_offsets[begin - first :], pivot, number, sum_1, sum_2,
+                )  # fmt: skip
             else:
-                run_1, run_2 = masked_run_sums(x, start + j * inner, length, on, on_start, pivot[j])
-            number[j] += found
+                add_masked_segments(
+                    x, inner, start, length, width, mask[1], row * inner + begin,
+                    pivot, number, sum_1, sum_2,
+                )  # fmt: skip
+    if mask[0] == NONE:
+        for j in range(width):
+            number[j] += (last_row - first_row) * (last - first)
+
+
+@exact
+def add_segments(x, inner, start, length, width, pivot, sum_1, sum_2):
+    """Add the same segment of `width` neighbouring runs."""
+    for j in range(width):
+        run = start + j * inner
+        for i in range(run, run + length, LINE):
+            prefetch(x, i + AHEAD)
+        run_1, run_2 = run_sums(x, run, length, read(pivot, j))
+        write(sum_1, j, read(sum_1, j) + run_1)
+        write(sum_2, j, read(sum_2, j) + run_2)
+
+
+@exact
+def add_masked_segments(x, inner, start, length, width, on, on_start, pivot, number, sum_1, sum_2):
+    found = number_on(on, on_start, length)
+    if found == length:
+        add_segments(x, inner, start, length, width, pivot, sum_1, sum_2)
+    elif found > 0:
+        for j in range(width):
+            run_1, run_2 = masked_run_sums(x, start + j * inner, length, on, on_start, pivot[j])
             sum_1[j] += run_1
             sum_2[j] += run_2
+    for j in range(width):
+        number[j] += found
+
+
+@exact
+def add_element_masked_segments(
+    x, inner, start, length, width, mask, row, first_column, on_offsets,
+    pivot, number, sum_1, sum_2,
+):  # fmt: skip
+    row_start = steps_to(mask[2], row)
+    for j in range(width):
+        on_start = row_start + mask[3][first_column + j]
+        found, run_1, run_2 = element_masked_run_sums(
+            x, start + j * inner, length, mask[1], on_start, on_offsets, pivot[j]
+        )
+        number[j] += found
+        sum_1[j] += run_1
+        sum_2[j] += run_2
 
 
 @elementwise
@@ -159,13 +202,17 @@ def gradient_block_sums(
 ):  # fmt: skip
     """Add the block to Σ dy and Σ dy · (x − mean) of each channel."""
     for row in range(first_row, last_row):
-        start = (row * columns + first_column) * inner + first
-        for j in range(width):
-            run_dy, run_dy_x = gradient_run_sums(
-                dy, x, start + j * inner, last - first, mean_high[j], mean_low[j]
-            )
-            sum_dy[j] += run_dy
-            sum_dy_x[j] += run_dy_x
+        for begin in range(first, last, SEGMENT):
+            length = min(SEGMENT, last - begin)
+            start = (row * columns + first_column) * inner + begin
+            for j in range(width):
+                run = start + j * inner
+                for i in range(run, run + length, LINE):
+                    prefetch(dy, i + AHEAD)
+                    prefetch(x, i + AHEAD)
+                run_dy, run_dy_x = gradient_run_sums(dy, x, run, length, mean_high[j], mean_low[j])
+                sum_dy[j] += run_dy
+                sum_dy_x[j] += run_dy_x
 
 
 @elementwise

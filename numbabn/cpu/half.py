@@ -69,6 +69,20 @@ def write(array, index, value):
     array[index] = value
 
 
+def read_row(table, row, index):
+    """``table[row, index]``, `row` a constant: rows of different numbers are apart."""
+    return table[row, index]
+
+
+def write_row(table, row, index, value):
+    """``table[row, index] = value``, `row` a constant: rows of different numbers are apart."""
+    table[row, index] = value
+
+
+def prefetch(array, index):
+    """Bring the cache line of ``array[index]`` near; `index` may lie beyond the end."""
+
+
 def _element_pointer(context, builder, signature, arguments):
     array_type, index_type = signature.args[:2]
     struct = context.make_array(array_type)(context, builder, arguments[0])
@@ -158,6 +172,63 @@ def _mark(builder, instruction, kind):
     return instruction
 
 
+# The most rows that a table has.
+_ROWS = 16
+
+
+def _cell_pointer(context, builder, signature, arguments):
+    """A cell of a table, (rows, n), whose rows are contiguous; and the row's number."""
+    struct = context.make_array(signature.args[0])(context, builder, arguments[0])
+    row = signature.args[1].literal_value
+    stride = builder.extract_value(struct.strides, 0)
+    offset = builder.mul(stride, ir.Constant(stride.type, row))
+    memory = builder.gep(builder.bitcast(struct.data, ir.IntType(8).as_pointer()), [offset])
+    index = context.cast(builder, arguments[2], signature.args[2], types.intp)
+    start = builder.bitcast(memory, struct.data.type)
+    return builder.gep(start, [index], inbounds=True), row
+
+
+def _mark_row(builder, instruction, row):
+    """Tell LLVM that `instruction` touches rows of this number only."""
+    module = builder.module
+    domain = module.add_metadata(["numbabn rows"])
+    scopes = [module.add_metadata([f"numbabn row {k}", domain]) for k in range(_ROWS)]
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes[row]]))
+    others = [scope for k, scope in enumerate(scopes) if k != row]
+    instruction.set_metadata("noalias", module.add_metadata(others))
+    return instruction
+
+
+def _row_reader(typing_context, table, row, index):
+    def generate(context, builder, signature, arguments):
+        pointer, number = _cell_pointer(context, builder, signature, arguments)
+        return _mark_row(builder, builder.load(pointer), number)
+
+    return table.dtype(table, row, index), generate
+
+
+def _row_writer(typing_context, table, row, index, value):
+    def generate(context, builder, signature, arguments):
+        pointer, number = _cell_pointer(context, builder, signature, arguments)
+        _mark_row(builder, builder.store(arguments[3], pointer), number)
+        return context.get_dummy_value()
+
+    return types.void(table, row, index, table.dtype), generate
+
+
+def _prefetcher(typing_context, array, index):
+    def generate(context, builder, signature, arguments):
+        byte = ir.IntType(8).as_pointer()
+        pointer = builder.bitcast(_element_pointer(context, builder, signature, arguments), byte)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], function_type)
+        # For reading; to every level of the cache; data.
+        builder.call(function, [pointer, _WORD(0), _WORD(3), _WORD(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 def _loader(kind, compute_type):
     def load_element(typing_context, array, index):
         def generate(context, builder, signature, arguments):
@@ -199,3 +270,6 @@ if not config.DISABLE_JIT:
     store = intrinsic(_storer("output", _compute_type))
     read = intrinsic(_loader("column", _own_type))
     write = intrinsic(_storer("column", _own_type))
+    prefetch = intrinsic(_prefetcher)
+    read_row = intrinsic(prefer_literal=True)(_row_reader)
+    write_row = intrinsic(prefer_literal=True)(_row_writer)

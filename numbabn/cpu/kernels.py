@@ -26,7 +26,7 @@ import numpy as np
 from .. import formulas
 from . import channels_first, channels_last
 from .compile import exact
-from .half import read, write
+from .half import read, read_row, write, write_row
 from .partition import Partition
 
 # Words after those of the partition.
@@ -41,6 +41,9 @@ SAVED = 6
 BETA, REFERENCE_MEAN, REFERENCE_STDDEV = range(6, 9)
 DGAMMA, DBETA = range(6, 8)
 VALUES = 9
+# Rows of `partial`: COUNT, MEAN and M2 in a forward, the others in a backward.
+M2 = 2
+SUM_DY, SUM_DY_X = range(2)
 # Rows of `coefficients`: the first three always, SHIFT in a forward, the rest in a backward.
 MEAN_HIGH, MEAN_LOW, SCALE, SHIFT = range(4)
 MEAN_DY_HIGH, MEAN_DY_LOW, SLOPE = range(3, 6)
@@ -117,12 +120,11 @@ def tile_channels(cut, first_column, last_column):
 
 
 @exact
-def set_in_two(table, row, column, value):
-    """Put `value` in two rows of `coefficients`: rounded, and what rounding left."""
-    table[row, column] = value
-    rest = value - np.float64(table[row, column])
+def in_two(table, value):
+    """`value` as the table's dtype has it, and what rounding left."""
+    high = table.dtype.type(value)
     # An infinite value leaves inf − inf, and that NaN would spoil finite elements.
-    table[row + 1, column] = rest if abs(value) < np.inf else 0.0
+    return high, value - np.float64(high) if abs(value) < np.inf else 0.0
 
 
 @exact
@@ -143,14 +145,17 @@ def spread(cut, first, last, table, first_row, last_row):
 
 
 @exact
-def add_block(x, cut, mask, block, columns, starts, pivot, number, sum_1, sum_2, by_rows, inner):
+def add_block(
+    x, cut, mask, block, columns, starts, pivot, number, part_1, part_2, sum_1, sum_2,
+    by_rows, inner,
+):  # fmt: skip
     """Add a block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of the columns of a tile."""
     first_row, last_row, first, last = block_bounds(cut, inner, block)
     first_column, width = columns[0], columns[1] - columns[0]
     if by_rows is not None:
         channels_last.block_sums(
             x, cut.total, cut.columns, first_row, last_row, first_column, width, mask, starts,
-            pivot, number, sum_1, sum_2,
+            pivot, number, part_1, part_2, sum_1, sum_2,
         )  # fmt: skip
     if inner is not None:
         channels_first.block_sums(
@@ -205,6 +210,8 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
     starts = np.empty(cut.block_rows, np.int64)
     number = np.empty(width, np.float64)
     pivot = np.zeros(width, coefficients.dtype)
+    part_1 = np.empty(width, coefficients.dtype)
+    part_2 = np.empty(width, coefficients.dtype)
     sum_1 = np.empty(width, np.float64)
     sum_2 = np.empty(width, np.float64)
     first, last = split_blocks(cut, split)
@@ -214,8 +221,9 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
             sum_1[:] = 0
             sum_2[:] = 0
             add_block(
-                x, cut, mask, block, columns, starts, pivot, number, sum_1, sum_2, by_rows, inner
-            )
+                x, cut, mask, block, columns, starts, pivot, number, part_1, part_2, sum_1, sum_2,
+                by_rows, inner,
+            )  # fmt: skip
             # Sums about a far pivot are good for finding a near one only.
             if attempt > 0 or not choose_pivots(number, sum_1, sum_2, pivot):
                 break
@@ -225,34 +233,59 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
 @exact
 def merge_splits(cut, columns, partial):
     """Merge the moments of all splits into those of the first."""
-    count = partial[0, 0][columns[0] : columns[1]]
-    mean = partial[0, 1][columns[0] : columns[1]]
-    m2 = partial[0, 2][columns[0] : columns[1]]
+    moments = partial[0]
     for split in range(1, cut.splits):
-        other_count = partial[split, 0][columns[0] : columns[1]]
-        other_mean = partial[split, 1][columns[0] : columns[1]]
-        other_m2 = partial[split, 2][columns[0] : columns[1]]
-        for j in range(count.size):
-            merged = merge(
-                read(count, j), read(mean, j), read(m2, j),
-                read(other_count, j), read(other_mean, j), read(other_m2, j),
+        other = partial[split]
+        for j in range(columns[0], columns[1]):
+            count, mean, m2 = merge(
+                read_row(moments, COUNT, j), read_row(moments, MEAN, j), read_row(moments, M2, j),
+                read_row(other, COUNT, j), read_row(other, MEAN, j), read_row(other, M2, j),
             )  # fmt: skip
-            write(count, j, merged[0])
-            write(mean, j, merged[1])
-            write(m2, j, merged[2])
+            write_row(moments, COUNT, j, count)
+            write_row(moments, MEAN, j, mean)
+            write_row(moments, M2, j, m2)
 
 
 @exact
-def channel_moments(cut, channel, partial):
-    """Count, mean and m2 of a channel: its columns merged."""
-    count, mean, m2 = 0.0, 0.0, 0.0
-    for position in range(cut.fold):
-        first = (position * cut.channels + channel) * cut.repeat
-        for j in range(first, first + cut.repeat):
-            count, mean, m2 = merge(
-                count, mean, m2, partial[0, 0, j], partial[0, 1, j], partial[0, 2, j]
-            )
-    return count, mean, m2
+def save_moments(cut, first, last, moments, values):
+    """Count, mean and variance of the channels [first, last), from those of their columns."""
+    if cut.fold * cut.repeat == 1:
+        for channel in range(first, last):
+            count = read_row(moments, COUNT, channel)
+            write_row(values, COUNT, channel, count)
+            write_row(values, MEAN, channel, read_row(moments, MEAN, channel))
+            m2 = read_row(moments, M2, channel)
+            write_row(values, VARIANCE, channel, variance_of(count, m2))
+        return
+    for channel in range(first, last):
+        count, mean, m2 = 0.0, 0.0, 0.0
+        for position in range(cut.fold):
+            column = (position * cut.channels + channel) * cut.repeat
+            for j in range(column, column + cut.repeat):
+                count, mean, m2 = merge(
+                    count, mean, m2, moments[COUNT, j], moments[MEAN, j], moments[M2, j]
+                )
+        values[COUNT, channel] = count
+        values[MEAN, channel] = mean
+        values[VARIANCE, channel] = variance_of(count, m2)
+
+
+@exact
+def save_corrections(first, last, renorm, numbers, values):
+    """`r` and `d` of the channels [first, last)."""
+    epsilon, rmin, rmax, dmax = numbers[0], numbers[1], numbers[2], numbers[3]
+    for channel in range(first, last):
+        r, d = 1.0, 0.0
+        if renorm:
+            r, d = renorm_r_d(
+                read_row(values, MEAN, channel),
+                standard_deviation(read_row(values, VARIANCE, channel), epsilon),
+                read_row(values, REFERENCE_MEAN, channel),
+                read_row(values, REFERENCE_STDDEV, channel),
+                epsilon, rmin, rmax, dmax,
+            )  # fmt: skip
+        write_row(values, R, channel, r)
+        write_row(values, D, channel, d)
 
 
 def forward_coefficients(
@@ -260,32 +293,26 @@ def forward_coefficients(
 ):
     """From the moments of a tile: what a forward saves, and the coefficients of its columns."""
     cut = partition_of(words)
-    epsilon, rmin, rmax, dmax = numbers[0], numbers[1], numbers[2], numbers[3]
+    epsilon = numbers[0]
     columns = tile_columns(cut, task)
-    merge_splits(cut, columns, partial)
     first, last = tile_channels(cut, columns[0], columns[1])
+    # One loop for each table that is written, and no branch that differs between channels:
+    # LLVM vectorizes these, and with few rows they are half of the time.
+    merge_splits(cut, columns, partial)
+    save_moments(cut, first, last, partial[0], values)
+    save_corrections(first, last, words[RENORM] != 0, numbers, values)
     for channel in range(first, last):
-        count, mean, m2 = channel_moments(cut, channel, partial)
-        variance = variance_of(count, m2)
-        stddev = standard_deviation(variance, epsilon)
-        r, d = 1.0, 0.0
-        if words[RENORM] != 0:
-            r, d = renorm_r_d(
-                mean, stddev, values[REFERENCE_MEAN, channel], values[REFERENCE_STDDEV, channel],
-                epsilon, rmin, rmax, dmax,
-            )  # fmt: skip
-        values[COUNT, channel] = count
-        values[MEAN, channel] = mean
-        values[VARIANCE, channel] = variance
-        values[R, channel] = r
-        values[D, channel] = d
+        rstd = 1.0 / standard_deviation(read_row(values, VARIANCE, channel), epsilon)
         scale, shift = scale_shift(
-            values[GAMMA, channel], values[BETA, channel], 1.0 / stddev, r, d
-        )
+            read_row(values, GAMMA, channel), read_row(values, BETA, channel), rstd,
+            read_row(values, R, channel), read_row(values, D, channel),
+        )  # fmt: skip
+        high, low = in_two(coefficients, read_row(values, MEAN, channel))
         column = channel * cut.repeat
-        set_in_two(coefficients, MEAN_HIGH, column, mean)
-        coefficients[SCALE, column] = scale
-        coefficients[SHIFT, column] = shift
+        write_row(coefficients, MEAN_HIGH, column, high)
+        write_row(coefficients, MEAN_LOW, column, low)
+        write_row(coefficients, SCALE, column, scale)
+        write_row(coefficients, SHIFT, column, shift)
     spread(cut, first, last, coefficients, MEAN_HIGH, SHIFT + 1)
 
 
@@ -297,10 +324,12 @@ def given_coefficients(
     columns = tile_columns(cut, task)
     first, last = tile_channels(cut, columns[0], columns[1])
     for channel in range(first, last):
+        high, low = in_two(coefficients, read_row(values, MEAN, channel))
         column = channel * cut.repeat
-        set_in_two(coefficients, MEAN_HIGH, column, values[MEAN, channel])
-        coefficients[SCALE, column] = values[GAMMA, channel]
-        coefficients[SHIFT, column] = values[BETA, channel]
+        write_row(coefficients, MEAN_HIGH, column, high)
+        write_row(coefficients, MEAN_LOW, column, low)
+        write_row(coefficients, SCALE, column, read_row(values, GAMMA, channel))
+        write_row(coefficients, SHIFT, column, read_row(values, BETA, channel))
     spread(cut, first, last, coefficients, MEAN_HIGH, SHIFT + 1)
 
 
@@ -341,7 +370,9 @@ def mean_coefficients(
     columns = tile_columns(cut, task)
     first, last = tile_channels(cut, columns[0], columns[1])
     for channel in range(first, last):
-        set_in_two(coefficients, MEAN_HIGH, channel * cut.repeat, values[MEAN, channel])
+        high, low = in_two(coefficients, read_row(values, MEAN, channel))
+        write_row(coefficients, MEAN_HIGH, channel * cut.repeat, high)
+        write_row(coefficients, MEAN_LOW, channel * cut.repeat, low)
     spread(cut, first, last, coefficients, MEAN_HIGH, MEAN_LOW + 1)
 
 
@@ -359,13 +390,15 @@ def gradient_sums(
     sum_dy_x[:] = 0
     mean_high = coefficients[MEAN_HIGH][first_column:last_column]
     mean_low = coefficients[MEAN_LOW][first_column:last_column]
+    part_dy = np.empty(width, coefficients.dtype)
+    part_dy_x = np.empty(width, coefficients.dtype)
     first_block, last_block = split_blocks(cut, split)
     for block in range(first_block, last_block):
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.gradient_block_sums(
                 dy, x, cut.total, cut.columns, first_row, last_row, first_column, width,
-                mean_high, mean_low, sum_dy, sum_dy_x,
+                mean_high, mean_low, part_dy, part_dy_x, sum_dy, sum_dy_x,
             )  # fmt: skip
         if inner is not None:
             channels_first.gradient_block_sums(
@@ -374,34 +407,59 @@ def gradient_sums(
             )  # fmt: skip
 
 
+@exact
+def save_sums(cut, columns, first, last, partial, values):
+    """Σ dy · (x − mean) and Σ dy of the channels [first, last) into DGAMMA and DBETA."""
+    sums = partial[0]
+    for split in range(1, cut.splits):
+        other = partial[split]
+        for j in range(columns[0], columns[1]):
+            write_row(sums, SUM_DY, j, read_row(sums, SUM_DY, j) + read_row(other, SUM_DY, j))
+            sum_dy_x = read_row(sums, SUM_DY_X, j) + read_row(other, SUM_DY_X, j)
+            write_row(sums, SUM_DY_X, j, sum_dy_x)
+    if cut.fold * cut.repeat == 1:
+        for channel in range(first, last):
+            write_row(values, DGAMMA, channel, read_row(sums, SUM_DY_X, channel))
+            write_row(values, DBETA, channel, read_row(sums, SUM_DY, channel))
+        return
+    for channel in range(first, last):
+        sum_dy, sum_dy_x = 0.0, 0.0
+        for position in range(cut.fold):
+            column = (position * cut.channels + channel) * cut.repeat
+            for j in range(column, column + cut.repeat):
+                sum_dy += sums[SUM_DY, j]
+                sum_dy_x += sums[SUM_DY_X, j]
+        values[DGAMMA, channel] = sum_dy_x
+        values[DBETA, channel] = sum_dy
+
+
 def backward_coefficients(
     x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
 ):
     """From the sums of a tile: dgamma and dbeta, and the coefficients of dx."""
     cut = partition_of(words)
+    epsilon = numbers[0]
     columns = tile_columns(cut, task)
     first, last = tile_channels(cut, columns[0], columns[1])
+    save_sums(cut, columns, first, last, partial, values)
     for channel in range(first, last):
-        sum_dy, sum_dy_x = 0.0, 0.0
-        for split in range(cut.splits):
-            for position in range(cut.fold):
-                column = (position * cut.channels + channel) * cut.repeat
-                for j in range(column, column + cut.repeat):
-                    sum_dy += partial[split, 0, j]
-                    sum_dy_x += partial[split, 1, j]
-        rstd = 1.0 / standard_deviation(values[VARIANCE, channel], numbers[0])
-        sum_dy_xhat = sum_dy_x * rstd
-        r, d = values[R, channel], values[D, channel]
-        values[DGAMMA, channel], values[DBETA, channel] = parameter_gradients(
-            sum_dy, sum_dy_xhat, r, d
-        )
+        rstd = 1.0 / standard_deviation(read_row(values, VARIANCE, channel), epsilon)
+        r = read_row(values, R, channel)
+        sum_dy = read_row(values, DBETA, channel)
+        sum_dy_xhat = read_row(values, DGAMMA, channel) * rstd
+        dgamma, dbeta = parameter_gradients(sum_dy, sum_dy_xhat, r, read_row(values, D, channel))
         scale, mean_dy, slope = input_gradient(
-            values[GAMMA, channel], r, rstd, values[COUNT, channel], sum_dy, sum_dy_xhat
-        )
+            read_row(values, GAMMA, channel), r, rstd, read_row(values, COUNT, channel),
+            sum_dy, sum_dy_xhat,
+        )  # fmt: skip
+        high, low = in_two(coefficients, mean_dy)
         column = channel * cut.repeat
-        coefficients[SCALE, column] = scale
-        set_in_two(coefficients, MEAN_DY_HIGH, column, mean_dy)
-        coefficients[SLOPE, column] = slope
+        write_row(values, DGAMMA, channel, dgamma)
+        write_row(values, DBETA, channel, dbeta)
+        write_row(coefficients, SCALE, column, scale)
+        write_row(coefficients, MEAN_DY_HIGH, column, high)
+        write_row(coefficients, MEAN_DY_LOW, column, low)
+        write_row(coefficients, SLOPE, column, slope)
     spread(cut, first, last, coefficients, SCALE, SLOPE + 1)
 
 

@@ -18,18 +18,27 @@ from typing import NamedTuple
 LEAST_RUN = 16
 # Rows of at least four vectors, so that loop overhead is small against them.
 LEAST_ROW = 64
-# float32 sums of a block: 4096 terms in 64 lanes lose nothing that shows at 2e-6, and
-# 16 KB of float32 stay in a 32 KB first-level cache for a second pass.
-RUN_BLOCK = 4096
+# Rows are taken four at a time, and the processor's prefetch follows one stream a page: so
+# rows of a page, as long as there are so many of them that what belongs to a column does not
+# show. Rows of 16-bit floats are faster shorter; measured, the reason is not known.
+GOOD_ROW = {2: 128, 4: 1024, 8: 512}
+LEAST_ROWS = 512
+# A fused task's rows, of 1 KB: narrower ones are too far apart for the processor's prefetch.
+FUSED_ROW = 256
+# Elements of a channel in a block of runs: its moments are merged once in so many, in some
+# 100 ns against 1000 and more, and a second pass finds 64 KB in the second-level cache.
+RUN_BLOCK = 1 << 14
 # Rows of a block: the block's moments are merged in float64 once in so many rows, which
 # must not show beside the rows themselves.
 ROW_BLOCK = 256
-# Columns of a tile: sums and pivot of 512 columns are 6 KB of first-level cache.
-ROW_TILE = 512
+# Columns of a tile: rows of 8 KB are long enough for the processor's own prefetch, and what
+# belongs to 2048 columns, 40 to 60 KB, is read from the second-level cache once in four rows.
+ROW_TILE = 2048
 # Half of the smallest second-level cache in common use (1 MB): what a fused task may hold.
 FUSED_BYTES = 512 * 1024
-# Contiguous bytes worth a jump: below half a page, hardware prefetch is lost at each row.
-LEAST_CONTIGUOUS = 2048
+# Contiguous bytes worth a jump: the processor's prefetch starts anew after it. Worth more than
+# a task that fits in the second-level cache.
+LEAST_CONTIGUOUS = 64 * 1024
 # Enough tasks for the threads of a large machine to share evenly,
 TASKS = 32
 # of so many elements at least: a task costs a microsecond besides, they some ten.
@@ -78,16 +87,17 @@ def _by_rows(outer, channels, inner, itemsize, masked):
     total = outer * channels * inner
     width = channels * inner
     fold = 1
-    if 0 < width < LEAST_ROW and not masked:
+    least = max(LEAST_ROW, min(GOOD_ROW[itemsize], total // LEAST_ROWS))
+    if 0 < width < least and not masked:
         fold = lcm(width, LEAST_RUN) // width
-        fold *= ceil(LEAST_ROW / (fold * width))
+        fold *= ceil(least / (fold * width))
     columns = fold * channels * inner
     rows = ceil(total / max(1, columns))
     # A tile may not cut a channel's neighbours apart, nor a folded row.
     step = columns if fold > 1 else inner
     fused = FUSED_BYTES // max(1, rows * itemsize)
     tasks = _task_limit(total)
-    if fused >= LEAST_ROW and columns >= tasks * LEAST_ROW:
+    if fused >= FUSED_ROW and columns >= tasks * LEAST_ROW:
         tile, splits = min(fused, ROW_TILE, ceil(columns / tasks)), 1
     else:
         tile, splits = ROW_TILE, tasks
