@@ -204,14 +204,15 @@ def add_gradient_rows(
     dy, x, start, columns, rows, width, mean_high, mean_low, part_dy, part_dy_x, sum_dy, sum_dy_x
 ):
     """Add dy and dy · (x − mean) for `rows` rows, as `add_rows` does."""
+    ahead = AHEAD // width if width <= NARROW else rows
     for first in range(0, rows, GROUP):
         last = min(rows, first + GROUP)
         clear_parts(width, part_dy, part_dy_x)
         row = first
         while row + 4 <= last:
             a = start + row * columns
-            if width <= NARROW:
-                for i in range(a + AHEAD, a + AHEAD + 4 * width, LINE):
+            for later in range(row + ahead, min(row + ahead + 4, rows)):
+                for i in range(start + later * columns, start + later * columns + width, LINE):
                     prefetch(dy, i)
                     prefetch(x, i)
             b, c, d = a + columns, a + 2 * columns, a + 3 * columns

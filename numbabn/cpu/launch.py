@@ -23,7 +23,6 @@ from .half import BFLOAT, HALF
 from .partition import LEAST_RUN, Partition, partition
 
 _NO_BYTES = np.zeros(0, np.uint8)
-_NO_MASK = tasks.memory(_NO_BYTES)
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
 STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
@@ -143,13 +142,16 @@ def _plan(steps, shape, dtype, renorm, kind, mask):
 
 def _run(plan, x, dy, out, mask, scratch):
     """Run a plan's steps over its tasks, on Numba's threads where that pays."""
-    x_memory = tasks.memory(_bits(x))
-    dy_memory = x_memory if dy is x else tasks.memory(_bits(dy))
-    out_memory = x_memory if out is None else tasks.memory(_bits(out))
-    on_memory = _NO_MASK if mask is None else tasks.memory(mask.on.reshape(-1))
+    x_bits = _bits(x)
+    *arrays, scratch_address = tasks.addresses(
+        x_bits,
+        x_bits if dy is x else _bits(dy),
+        x_bits if out is None else _bits(out),
+        _NO_BYTES if mask is None else mask.on.reshape(-1),
+        scratch,
+    )
     arguments = (
-        x_memory, dy_memory, out_memory, on_memory, plan.words_memory,
-        *tasks.scratch_memory(scratch, plan),
+        *arrays, plan.words_memory, *tasks.scratch_memory(scratch, scratch_address, plan)
     )  # fmt: skip
     cut = plan.cut
     if threads.is_parallel(x.size):

@@ -41,8 +41,8 @@ FUSED_BYTES = 512 * 1024
 LEAST_CONTIGUOUS = 64 * 1024
 # Enough tasks for the threads of a large machine to share evenly,
 TASKS = 32
-# of so many elements at least: a task costs a microsecond besides, they some ten.
-TASK_ELEMENTS = 1 << 14
+# of so many elements at least: a task costs a microsecond besides, they three or more.
+TASK_ELEMENTS = 1 << 15
 
 
 class Partition(NamedTuple):
