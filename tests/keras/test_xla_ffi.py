@@ -19,7 +19,8 @@ from jax import export
 
 from numbabn import layout
 from numbabn.cpu import xla_ffi
-from numbabn.cpu.xla_ffi import operations, table
+from numbabn.cpu.native import table
+from numbabn.cpu.xla_ffi import operations
 from numbabn.keras.bridges import Late
 from numbabn.keras.bridges import jax as bridge
 from numbabn.keras.operations import INFERENCE, STATISTICS, TRAINING, Attributes
@@ -516,7 +517,7 @@ def test_serial_in_a_forked_child():
 _FORKED = """
 import os
 from numbabn.cpu import xla_ffi
-from numbabn.cpu.xla_ffi import table
+from numbabn.cpu.native import table
 
 assert xla_ffi.is_available()
 print(table.entries[table.PARALLEL], flush=True)
