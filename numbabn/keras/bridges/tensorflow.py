@@ -89,14 +89,14 @@ def _gradient(operator: Any, *gradients: Any) -> list[Any]:
         return [None] * len(inputs)
     everything = {**inputs, **outputs, "d" + function.result: tf.convert_to_tensor(dy)}
     given = {name: everything[name] for name in function.backward.inputs if name in everything}
-    found = _differentiate(function, given, attributes, tuple("d" + name for name in names))
+    wanted = tuple("d" + name for name in names)
+    groups = [wanted]
+    if function.apart and not tf.executing_eagerly():
+        groups = [tuple(each for each in group if each in wanted) for group in function.apart]
+    found: Tensors = {}
+    for group in filter(None, groups):
+        found |= _call(function.backward, given, attributes, group, function.forward.name)
     return [found.get("d" + name) for name in inputs]
-
-
-def _differentiate(
-    function: Function, inputs: Tensors, attributes: Any, wanted: tuple[str, ...]
-) -> Tensors:
-    return _call(function.backward, inputs, attributes, wanted, function.forward.name)
 
 
 tf.RegisterGradient(tensorflow_op.OPERATOR)(_gradient)
