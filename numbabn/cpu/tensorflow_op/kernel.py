@@ -1,11 +1,13 @@
 """The kernel: the C functions that TensorFlow calls for the operator."""
 
 import numpy as np
+from numba import carray
 
 from ..compile import exact
 from ..native import callbacks, execution, pool, table
 from ..native.jobs import load
 from ..native.memory import (
+    BUFFER,
     DATA,
     DTYPE,
     DTYPES,
@@ -14,6 +16,7 @@ from ..native.memory import (
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
     call,
+    pointer,
     words,
 )  # fmt: skip
 from . import c_api
@@ -100,15 +103,17 @@ def _run(record, context, inputs):
     plan_address = outputs_address + 8 * head[OUTPUTS]
 
     indices = words(late_address, head[LATE])
-    numbers = np.empty(indices.size, np.float32)
-    operands = c_api.new_buffers(inputs.size + indices.size)
+    # The numbers follow the buffers: an array of their own would be freed before they are read.
+    operands = c_api.new_buffers(inputs.size + 2 * indices.size)
+    numbers_address = operands.ctypes.data + 8 * BUFFER * (inputs.size + indices.size)
+    numbers = carray(pointer(numbers_address), (indices.size,), np.float32)
     for i in range(inputs.size):
         c_api.describe(inputs[i], operands[i])
     if callbacks.read_numbers(indices, numbers, context, table.entry(FAIL)) != 0:
         return
     for k in range(indices.size):
         late = operands[inputs.size + k]
-        late[DATA], late[ELEMENTS], late[DTYPE] = numbers[k:].ctypes.data, 1, _FLOAT32
+        late[DATA], late[ELEMENTS], late[DTYPE] = numbers_address + 4 * k, 1, _FLOAT32
 
     outputs = words(outputs_address, head[OUTPUTS])
     number, place = 0, 0

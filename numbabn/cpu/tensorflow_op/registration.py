@@ -25,13 +25,18 @@ _registering = threading.Lock()
 
 def register():
     """Make the operator known to TensorFlow, unless it is."""
-    # TensorFlow ends the process over a second operator of one name.
     with _registering:
         _register()
 
 
 @lru_cache(maxsize=1)
 def _register():
+    from tensorflow.python.framework import op_def_registry
+
+    # TensorFlow ends the process over a second operator of one name. There would be one where
+    # this package is loaded twice.
+    if op_def_registry.get(OPERATOR) is not None:
+        raise RuntimeError(f"TensorFlow has an operator {OPERATOR} already")
     library = _library()
     registration.fill_table()
     for place, name in enumerate(c_api.FUNCTIONS, table.OF_TENSORFLOW):
