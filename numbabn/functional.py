@@ -483,4 +483,5 @@ def _backward(
     )  # fmt: skip
     dtype = np.float64 if x.dtype == np.float64 else np.float32
     parameters = (layout.unflatten(values.astype(dtype)) for values in (dgamma, dbeta))
-    return None if result is None else result.finish(), *parameters
+    dx: Any = None if result is None else result.finish()
+    return dx, *parameters

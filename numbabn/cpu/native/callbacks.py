@@ -14,13 +14,14 @@ from numba import carray
 from ...renorm import RenormClipping
 from ..compile import exact
 from . import table
-from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, call, double, pointer, words
+from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, call, pointer, words
 
 logger = logging.getLogger("numbabn")
 
-# To `read_number`: which number, the number as float64, and if there is none, why. To
-# `explain_limits`: the limits as float64, and what is wrong. The reason is a C string.
-_INDEX, _NUMBER, REASON, REQUEST = 0, 1, 3, 40
+# To `read_late`: how many numbers, the address of their indices and that of the float32 that they
+# become; and if one cannot be had, why. To `explain_limits`: the limits as float64, and what is
+# wrong. The reason is a C string.
+REASON, REQUEST = 3, 40
 
 _readers: list[Callable[[], float]] = []
 
@@ -33,18 +34,19 @@ def index_of(reader):
     return _readers.index(reader)
 
 
+# All of them at once: a thread that is not Python's gets a state of its own for each callback.
 @ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-def read_number(address):
-    """Answer a request; 0 where the number cannot be had."""
-    index = ctypes.c_int64.from_address(address).value
+def read_late(address):
+    """Answer a request; 0 where a number cannot be had."""
+    size, indices, numbers = (ctypes.c_int64 * 3).from_address(address)
     try:
-        number = float(_readers[index]())
+        for k, index in enumerate((ctypes.c_int64 * size).from_address(indices)):
+            ctypes.c_float.from_address(numbers + 4 * k).value = float(_readers[index]())
     except Exception as error:
         # Nothing can be raised into a framework. It gets the text, and raises an error itself.
         logger.exception("a number that a compiled program reads cannot be read")
         give_reason(address, f"{type(error).__name__}: {error}")
         return 0
-    ctypes.c_double.from_address(address + 8 * _NUMBER).value = number
     return 1
 
 
@@ -78,18 +80,20 @@ def fail_limits(limits, source, fail):
 
 
 @exact
-def read_numbers(indices, numbers, source, fail):
-    """Read the numbers of these indices into `numbers`; 0, or what `fail` returned."""
+def read_numbers(size, indices, numbers, source, fail):
+    """Read the numbers of these indices; 0, or what `fail` returned.
+
+    indices, numbers: addresses of words, and of float32
+    """
+    if size == 0:
+        return 0
     address = call(table.entry(table.ALLOCATE), (8 * REQUEST,))
     if address == 0:
         return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY)))
     request = words(address, REQUEST)
+    request[0], request[1], request[2] = size, indices, numbers
     failure = 0
-    for k in range(indices.size):
-        request[_INDEX] = indices[k]
-        if call(table.entry(table.READ_NUMBER), (address,)) == 0:
-            failure = call(fail, (source, INVALID_ARGUMENT, address + 8 * REASON))
-            break
-        numbers[k] = double(request[_NUMBER])
+    if call(table.entry(table.READ_LATE), (address,)) == 0:
+        failure = call(fail, (source, INVALID_ARGUMENT, address + 8 * REASON))
     call(table.entry(table.FREE), (address,))
     return failure

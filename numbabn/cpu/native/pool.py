@@ -7,6 +7,7 @@ whoever has work for it releases.
 
 import ctypes
 import threading
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -22,7 +23,7 @@ from .registration import address_of
 _WANTED, _LOCK, _FUNCTION, _ARGUMENT, _SEAT = 0, 1, 2, 3, 8
 
 _starting = threading.Lock()
-_kept = []
+_kept: list[Any] = []
 
 
 def start(number):

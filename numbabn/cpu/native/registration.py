@@ -76,8 +76,9 @@ def _c_functions():
         table.ALLOCATE: python.PyMem_RawMalloc,
         table.FREE: python.PyMem_RawFree,
         table.YIELD: give_way,
+        table.ADVISE: ctypes.CDLL(None).madvise if sys.platform == "linux" else None,
         table.EXPLAIN_LIMITS: callbacks.explain_limits,
-        table.READ_NUMBER: callbacks.read_number,
+        table.READ_LATE: callbacks.read_late,
     }
 
 

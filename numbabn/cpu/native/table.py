@@ -16,9 +16,9 @@ from .memory import DTYPES
 # what the package of
 # each framework needs, then every step for each dtype and layout.
 (
-    ALLOCATE, FREE, YIELD, EXPLAIN_LIMITS, READ_NUMBER, HELP_TASK, PARALLEL,
+    ALLOCATE, FREE, YIELD, ADVISE, EXPLAIN_LIMITS, READ_LATE, HELP_TASK, PARALLEL,
     NOT_LOADED, MISFIT, NO_MEMORY, ACQUIRE, RELEASE, SEATS, SEAT_COUNT, OF_XLA,
-) = range(15)  # fmt: skip
+) = range(16)  # fmt: skip
 OF_TENSORFLOW = OF_XLA + 3
 STEPS = OF_TENSORFLOW + 22
 _FUNCTIONS = (

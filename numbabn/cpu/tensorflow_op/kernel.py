@@ -1,7 +1,6 @@
 """The kernel: the C functions that TensorFlow calls for the operator."""
 
 import numpy as np
-from numba import carray
 
 from ..compile import exact
 from ..native import callbacks, execution, pool, table
@@ -16,7 +15,6 @@ from ..native.memory import (
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
     call,
-    pointer,
     words,
 )  # fmt: skip
 from . import c_api
@@ -102,18 +100,17 @@ def _run(record, context, inputs):
     outputs_address = late_address + 8 * head[LATE]
     plan_address = outputs_address + 8 * head[OUTPUTS]
 
-    indices = words(late_address, head[LATE])
     # The numbers follow the buffers: an array of their own would be freed before they are read.
-    operands = c_api.new_buffers(inputs.size + 2 * indices.size)
-    numbers_address = operands.ctypes.data + 8 * BUFFER * (inputs.size + indices.size)
-    numbers = carray(pointer(numbers_address), (indices.size,), np.float32)
+    operands = c_api.new_buffers(inputs.size + 2 * head[LATE])
+    numbers = operands.ctypes.data + 8 * BUFFER * (inputs.size + head[LATE])
     for i in range(inputs.size):
         c_api.describe(inputs[i], operands[i])
-    if callbacks.read_numbers(indices, numbers, context, table.entry(FAIL)) != 0:
+    fail = table.entry(FAIL)
+    if callbacks.read_numbers(head[LATE], late_address, numbers, context, fail) != 0:
         return
-    for k in range(indices.size):
+    for k in range(head[LATE]):
         late = operands[inputs.size + k]
-        late[DATA], late[ELEMENTS], late[DTYPE] = numbers_address + 4 * k, 1, _FLOAT32
+        late[DATA], late[ELEMENTS], late[DTYPE] = numbers + 4 * k, 1, _FLOAT32
 
     outputs = words(outputs_address, head[OUTPUTS])
     number, place = 0, 0
@@ -135,7 +132,7 @@ def _run(record, context, inputs):
         place += OUTPUT + outputs[place + _RANK]
     execution.execute(
         plan_address, head[PLAN], operands, results, context, table.entry(COUNT_OTHERS),
-        table.entry(SCHEDULE), table.entry(FAIL),
+        table.entry(SCHEDULE), fail,
     )  # fmt: skip
     c_api.delete_tensors(tensors)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +19,7 @@ from .specs import Spec
 logger = logging.getLogger("numbabn")
 
 # By the names of the operations of `numbabn.keras`: mode and steps.
-_RUNS = {
+_RUNS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "batch_norm_forward": (plans.FORWARD, launch.FORWARD),
     "batch_norm_backward": (plans.BACKWARD, launch.BACKWARD),
     "normalize": (plans.NORMALIZE, launch.NORMALIZE),

@@ -41,8 +41,8 @@ def _register():
     registration.fill_table()
     for place, name in enumerate(c_api.FUNCTIONS, table.OF_TENSORFLOW):
         table.entries[place] = registration.address_of(getattr(library, name))
-    name = ctypes.create_string_buffer(b"spec")
-    table.entries[kernel.ATTRIBUTE] = ctypes.addressof(name)
+    attribute = ctypes.create_string_buffer(b"spec")
+    table.entries[kernel.ATTRIBUTE] = ctypes.addressof(attribute)
     table.entries[kernel.FIND_STATE] = registration.address_of(specs.find_state)
     table.entries[kernel.MAKE_RECORD] = registration.address_of(specs.make_record)
     registration.enter(
@@ -65,7 +65,7 @@ def _register():
             (kernel.infer_shapes, types.void(word, word)),
         )
     }
-    _kept.extend((library, name, functions))
+    _kept.extend((library, attribute, functions))
     _register_operator(library, functions)
     _register_kernel(library, functions)
 

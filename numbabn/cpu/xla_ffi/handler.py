@@ -1,6 +1,5 @@
 """The handlers: the C functions that XLA calls."""
 
-import numpy as np
 from numba import carray
 
 from ..native import callbacks, execution, memory, table
@@ -34,9 +33,8 @@ def read(frame):
     if c_api.answers_metadata(frame):
         return 0
     address, size = c_api.attribute_of(frame)
-    result = memory.array_of(c_api.results_of(frame)[0], (size,), np.float32)
-    indices = memory.words(address, size)
-    return callbacks.read_numbers(indices, result, frame.ctypes.data, table.entry(FAIL))
+    numbers = c_api.results_of(frame)[0][memory.DATA]
+    return callbacks.read_numbers(size, address, numbers, frame.ctypes.data, table.entry(FAIL))
 
 
 # What `execution` calls back; the source is the frame.

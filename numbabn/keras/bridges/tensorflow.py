@@ -38,7 +38,7 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Ten
         for name, value in inputs.items()
         if value is not None
     }
-    x = given["x"]
+    x: Any = given["x"]
     if tensorflow_op.serves(attributes.axis, x.shape.rank) and tensorflow_op.is_available():
         results = _call(function.forward, given, attributes, None, _Forward(function, attributes))
     else:
