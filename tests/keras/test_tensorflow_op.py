@@ -207,12 +207,13 @@ def test_inference(shape, axis, dtype):
         check_operation(INFERENCE.backward, gradient, attributes, wanted)
 
 
-def test_parameters_of_half_precision(batch):
+@pytest.mark.parametrize("dtype", [tf.float16, tf.float64])
+def test_parameters_of_another_dtype(batch, dtype):
     """They are rounded on their way in and out only."""
     x, gamma, beta = batch
-    halves = [tf.cast(each, tf.float16) for each in (gamma, beta)]
-    found = gradients(x, *halves)
-    expected = gradients(x, *(tf.cast(each, tf.float32) for each in halves))
+    others = [tf.cast(each, dtype) for each in (gamma, beta)]
+    found = gradients(x, *others)
+    expected = gradients(x, *(tf.cast(each, tf.float32) for each in others))
     for each, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(each, tf.cast(wanted, each.dtype))
 

@@ -61,8 +61,7 @@ def call(operation, inputs, readers, attributes, wanted, context=None):
 
 
 def context_of(operator):
-    """The spec's context and names, of an operator as gradients get it: (context, inputs,
-    outputs), the tensors by name."""
+    """What a gradient gets an operator for: its spec's context, inputs and outputs by name."""
     spec = specs.spec_of(operator.get_attr("spec"))
     inputs = dict(zip((name for name, _ in spec.operands), operator.inputs, strict=True))
     return spec.context, inputs, dict(zip(spec.results, operator.outputs, strict=True))

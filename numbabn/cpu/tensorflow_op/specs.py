@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numba import types
 
 from ... import layout as lay
 from .. import kernels
@@ -61,7 +63,7 @@ class _Entry:
             if len(self.records) >= MOST_RECORDS:
                 return _copy_once(record)
             self.records[key] = record
-            _publish()(self.state.ctypes.data, record.ctypes.data)
+            _publisher().ctypes(self.state.ctypes.data, record.ctypes.data)
         return self.records[key].ctypes.data
 
 
@@ -113,19 +115,10 @@ def _publish_record(state, record):
     add(state + 8 * kernel.NEWEST, record - newest)
 
 
-_published: list[Any] = []
-
-
-def _publish():
-    if not _published:
-        from numba import types
-
-        compiled = c_function(
-            _publish_record, "numbabn_publish_record", types.void(types.int64, types.int64)
-        )
-        _published.append(compiled)
-        _published.append(compiled.ctypes)
-    return _published[1]
+@lru_cache(maxsize=1)
+def _publisher():
+    signature = types.void(types.int64, types.int64)
+    return c_function(_publish_record, "numbabn_publish_record", signature)
 
 
 def _copy_once(record: np.ndarray[Any, Any]) -> int:
@@ -175,8 +168,7 @@ def _make_record(spec: Spec, signature: np.ndarray[Any, Any]) -> np.ndarray[Any,
         outputs += _output(name, layout, dtypes)
     late = [index for _, index in spec.late]
     head = [0, 0, signature.size, len(late), len(outputs), plan.size]
-    return np.concatenate((np.array(head), signature, late, outputs, plan), dtype=np.int64,
-                          casting="unsafe")  # fmt: skip
+    return np.array([*head, *signature, *late, *outputs, *plan], np.int64)
 
 
 def _output(name: str, layout: lay.Layout, dtypes: dict[str, str]) -> list[int]:

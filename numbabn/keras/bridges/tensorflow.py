@@ -96,7 +96,10 @@ def _gradient(operator: Any, *gradients: Any) -> list[Any]:
     found: Tensors = {}
     for group in filter(None, groups):
         found |= _call(function.backward, given, attributes, group, function.forward.name)
-    return [found.get("d" + name) for name in inputs]
+    return [
+        tf.cast(found["d" + name], tensor.dtype) if name in names else None
+        for name, tensor in inputs.items()
+    ]
 
 
 tf.RegisterGradient(tensorflow_op.OPERATOR)(_gradient)
