@@ -227,6 +227,22 @@ def normalize_backward(
     >>> dx.ravel(), dgamma, dbeta
     (array([2., 2.]), array([0.]), array([2.]))
     """
+    return gradients_of_normalize(dy, x, mean, variance, gamma, axis=axis, epsilon=epsilon, out=out)
+
+
+def gradients_of_normalize(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None = None,
+    *,
+    axis: Axis,
+    epsilon: float,
+    with_dx: bool = True,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """:func:`normalize_backward` for the adapters; without `with_dx`, dx is None, not computed."""
     target, layout = _prepare(x, axis)
     epsilon = lay.check_epsilon(epsilon)
     flat_mean = lay.channel_values(mean, "mean", layout)
@@ -235,7 +251,7 @@ def normalize_backward(
     values[1], values[2], values[4] = flat_mean, flat_variance, 0.0
     values[5] = _optional(gamma, "gamma", layout, 1.0)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
-    return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs)
+    return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs, with_dx)
 
 
 def renorm_correction(
@@ -430,6 +446,7 @@ def backward_from_values(
     mask: Array | None,
     epsilon: float,
     training: bool = True,
+    with_dx: bool = True,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """:func:`batch_norm_backward` for callers that can keep arrays only: the adapters.
@@ -440,29 +457,31 @@ def backward_from_values(
         axis, mask, epsilon: as they were given to the forward pass.
         training: False where the statistics were constants: then as
             :func:`normalize_backward`, with mean, variance and gamma from `values`.
+        with_dx: False where dx is not to be computed; it is None then.
     """
     target, layout = _prepare(x, axis)
     if len(layout.axes) > 1:
         logical = values.reshape(-1, *layout.channel_shape)
         values = np.stack([layout.flatten(row) for row in logical])
     on = lay.canonical_mask(lay.check_mask(mask, x), layout) if training else None
-    return _backward(target, layout, dy, x, values, epsilon, on, training, out, {})
+    return _backward(target, layout, dy, x, values, epsilon, on, training, out, {}, with_dx)
 
 
 def _backward(
     target: ModuleType, layout: Layout, dy: Array, x: Array, values: NDArray[np.float64],
     epsilon: float, mask: Mask | None, training: bool, out: Array | None,
-    inputs: dict[str, Array],
+    inputs: dict[str, Array], with_dx: bool = True,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     check_target(dy, "dy", x)
     lay.check_like(dy, "dy", x)
     if out is not None:
         lay.check_out(out, x, {"dy": dy, "x": x, **inputs}, over=("dy", "x"))
-    result = _Output(layout, x.dtype, out)
+    result = _Output(layout, x.dtype, out) if with_dx else None
     dgamma, dbeta = target.backward(
         layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training,
-        result.canonical,
+        None if result is None else result.canonical,
     )  # fmt: skip
     dtype = np.float64 if x.dtype == np.float64 else np.float32
     parameters = (layout.unflatten(values.astype(dtype)) for values in (dgamma, dbeta))
-    return result.finish(), *parameters
+    dx: Any = None if result is None else result.finish()
+    return dx, *parameters

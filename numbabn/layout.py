@@ -308,8 +308,13 @@ def check_mask(mask: Any, x: NDArray[Any]) -> NDArray[np.bool_] | None:
     return full if full.dtype == np.bool_ else full != 0
 
 
-def canonical_mask(on: NDArray[np.bool_] | None, layout: Layout) -> Mask | None:
-    """A mask from `check_mask` in canonical form; it never grows to the size of x."""
+def canonical_mask(
+    on: NDArray[np.bool_] | None, layout: Layout, expand: bool = True
+) -> Mask | None:
+    """A mask from `check_mask` in canonical form; it never grows to the size of x.
+
+    expand: False where the mask must stay as it is, broadcast axes and all
+    """
     if on is None:
         return None
     outer, _, inner = layout.canonical_shape
@@ -318,14 +323,16 @@ def canonical_mask(on: NDArray[np.bool_] | None, layout: Layout) -> Mask | None:
     is_channel = [axis in layout.axes and layout.shape[axis] != 1 for axis in layout.order]
     if all(on.shape[axis] == 1 for axis in layout.axes):
         positions = [1 if along else size for size, along in zip(sizes, is_channel, strict=True)]
-        expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
-        return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
+        if expand or ordered.size == outer * inner:
+            expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
+            return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
     ordered = np.ascontiguousarray(ordered)
     strides = [
         0 if size == 1 else step for size, step in zip(ordered.shape, ordered.strides, strict=True)
     ]
-    first = is_channel.index(True)
-    last = len(sizes) - is_channel[::-1].index(True)
+    # A single channel has no axis: all of x is one run.
+    first = is_channel.index(True) if any(is_channel) else 0
+    last = len(sizes) - is_channel[::-1].index(True) if any(is_channel) else 0
     axes = (
         _merged(sizes[:first], strides[:first]),
         _merged(sizes[first:last], strides[first:last]),

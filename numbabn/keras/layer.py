@@ -299,8 +299,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # TensorFlow asks for what a layer consists of, when it saves.
         if save_type == "savedmodel":
             raise NotImplementedError(
-                f"{self.name} cannot go into a SavedModel: numbabn computes in Python, which a "
-                "SavedModel does not hold. Export numbabn.keras.convert(model, to_keras=True), "
+                f"{self.name} cannot go into a SavedModel: a graph refers to numbabn's kernels in "
+                "the process that traced it. Export numbabn.keras.convert(model, to_keras=True), "
                 "which predicts the same"
             )
         return super()._trackable_children(save_type, **kwargs)

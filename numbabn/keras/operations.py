@@ -16,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import formulas
-from ..functional import backward_from_values, batch_norm_forward, normalize, normalize_backward
+from ..functional import (
+    backward_from_values,
+    batch_norm_forward,
+    gradients_of_normalize,
+    normalize,
+)
 from ..layout import Axis
 from ..renorm import Renorm, RenormClipping
 from .bridges import Arrays, Function, Operation, Shaped
@@ -127,9 +132,14 @@ def _backward(
 ) -> Arrays:
     gradients = backward_from_values(
         inputs["dy"], inputs["x"], inputs["values"],
-        axis=attributes.axis, mask=inputs.get("mask"), epsilon=attributes.epsilon, out=out,
+        axis=attributes.axis, mask=inputs.get("mask"), epsilon=attributes.epsilon,
+        with_dx=_with_dx(wanted), out=out,
     )  # fmt: skip
     return _wanted(gradients, wanted)
+
+
+def _with_dx(wanted: tuple[str, ...] | None) -> bool:
+    return wanted is None or "dx" in wanted
 
 
 def _wanted(gradients: tuple[Any, ...], wanted: tuple[str, ...] | None) -> Arrays:
@@ -169,9 +179,9 @@ def _normalize_backward(
             axis=attributes.axis, epsilon=attributes.epsilon, out=out,
         )  # fmt: skip
         return {"dx": dx}
-    gradients = normalize_backward(
+    gradients = gradients_of_normalize(
         inputs["dy"], inputs["x"], inputs["moving_mean"], variance, gamma,
-        axis=attributes.axis, epsilon=attributes.epsilon, out=out,
+        axis=attributes.axis, epsilon=attributes.epsilon, with_dx=_with_dx(wanted), out=out,
     )  # fmt: skip
     return _wanted(gradients, wanted)
 
@@ -210,4 +220,6 @@ INFERENCE = Function(
     arguments=ARGUMENTS,
     result="y",
     residuals=(),
+    # dx = gamma · rstd · dy needs none of the sums.
+    apart=(("dx",), ("dgamma", "dbeta")),
 )

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from backends import BACKEND, MODES, array, step
 from keras import ops
+from operands import PLAIN, make_inputs
 
 import reference
+from numbabn.cpu import launch
 from numbabn.keras import BatchNormalization
+from numbabn.keras.operations import INFERENCE, TRAINING
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -140,3 +143,27 @@ def test_jit_and_checkpoint_inside_of_grad(training):
     expected = array(jax.grad(loss)(x))
     for wrap in (jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(jax.jit(f)))):
         np.testing.assert_allclose(array(jax.grad(wrap(loss))(x)), expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wanted", [("dgamma", "dbeta"), ("dbeta",), ("dx", "dgamma")])
+def test_operations_compute_no_dx_that_is_not_wanted(training, wanted, monkeypatch):
+    """The launcher is given nowhere to write dx, and no sum changes for it."""
+    inputs = make_inputs((6, 4, 3), -1)
+    function = TRAINING if training else INFERENCE
+    inputs |= function.forward.host(inputs, PLAIN, None, None)
+    inputs = {name: inputs[name] for name in function.backward.inputs if name in inputs}
+    inputs["dy"] = inputs["x"][::-1].copy()
+    expected = function.backward.host(inputs, PLAIN, None, None)
+    outs = []
+
+    def spy(*arguments, backward=launch.backward):
+        outs.append(arguments[-1])
+        return backward(*arguments)
+
+    monkeypatch.setattr(launch, "backward", spy)
+    found = function.backward.host(inputs, PLAIN, wanted, None)
+    assert [out is None for out in outs] == ["dx" not in wanted]
+    assert tuple(found) == wanted
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], expected[name])

@@ -60,10 +60,11 @@ def test_open_shapes_of_gradients():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_eager_takes_no_copy(dtype, monkeypatch):
+def test_python_takes_no_copy_eagerly(dtype, monkeypatch):
     """The kernels read the tensor's memory, and the tensor that returns is what they wrote."""
     from numbabn.keras.bridges import tensorflow as bridge
 
+    monkeypatch.setattr(bridge.tensorflow_op, "is_available", lambda: False)
     seen = {}
 
     def spy(operation, arrays, attributes, wanted, host=bridge._host):
@@ -86,32 +87,34 @@ def test_output_outlives_what_made_it():
         np.testing.assert_allclose(array(y), i, atol=1e-5)
 
 
-def test_unused_gradients_leave_the_graph():
-    """The backward of a layer that nobody differentiates does not run."""
-    layer, calls = built(), []
+@pytest.mark.parametrize("training", [True, False])
+def test_unused_gradients_leave_the_graph(training, monkeypatch):
+    """What nobody reads does not run: here dx, and with it in training all of the backward."""
+    from numbabn.cpu.tensorflow_op import specs
+
+    ran = []
+
+    def spy(spec, signature, make=specs._make_record):
+        ran.append(spec.results[0])
+        return make(spec, signature)
+
+    monkeypatch.setattr(specs, "_make_record", spy)  # Needed when a call runs first.
+    layer = built(epsilon=3e-3 if training else 4e-3)  # As no other test has it.
 
     @tf.function
-    def run(x):
+    def run(x, wanted):
+        variables = [weight.value for weight in layer.trainable_weights]
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=True))
-        tape.gradient(loss, x)  # Not returned.
-        return loss
+            loss = tf.reduce_sum(layer(x, training=training))
+        gradients = tape.gradient(loss, [x, *variables])
+        return loss, gradients[1:] if wanted else []
 
-    from numbabn.keras.bridges import tensorflow as bridge
-
-    original = bridge._host
-
-    def spy(operation, *rest):
-        calls.append(operation.name)
-        return original(operation, *rest)
-
-    bridge._host = spy
-    try:
-        run(normal(4, 3))
-    finally:
-        bridge._host = original
-    assert calls == ["batch_norm_forward"]
+    run(normal(4, 3), False)
+    assert ran == ["y"]
+    run(normal(4, 3), True)
+    # In training dx comes with the sums.
+    assert ran == ["y", "dx" if training else "dgamma"]
 
 
 def test_pipeline():
@@ -165,7 +168,7 @@ def test_xla_is_refused():
     layer = built()
     assert not layer.supports_jit
     compiled = tf.function(lambda x: layer(x, training=True), jit_compile=True)
-    with pytest.raises(Exception, match="runs_in_Python_so_use_jit_compile_False"):
+    with pytest.raises(Exception, match="is_not_for_XLA_so_use_jit_compile_False"):
         compiled(normal(4, 3))
     model = keras.Sequential([keras.Input((3,)), layer])
     with pytest.warns(UserWarning, match="Model doesn't support `jit_compile=True`"):

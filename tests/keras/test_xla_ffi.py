@@ -16,47 +16,21 @@ if os.environ.get("KERAS_BACKEND") != "jax":
 import jax
 import jax.numpy as jnp
 from jax import export
+from operands import PLAIN, make_inputs, training_outputs
 
 from numbabn import layout
 from numbabn.cpu import xla_ffi
-from numbabn.cpu.xla_ffi import operations, table
+from numbabn.cpu.native import table
+from numbabn.cpu.xla_ffi import operations
 from numbabn.keras.bridges import Late
 from numbabn.keras.bridges import jax as bridge
-from numbabn.keras.operations import INFERENCE, STATISTICS, TRAINING, Attributes
+from numbabn.keras.operations import INFERENCE, TRAINING, Attributes
 
 pytestmark = pytest.mark.jit
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 # jaxlib raises ValueError where the caller's own thread ran the program, else JaxRuntimeError.
 XLA_ERRORS = (ValueError, jax.errors.JaxRuntimeError)
-PLAIN = Attributes(-1, 1e-3, 0.9, renorm=False, renorm_momentum=None)
-
-
-def make_inputs(shape, axis, dtype=np.float32, *, renorm=None, mask=None, seed=0):
-    """The inputs of a training forward; `renorm` is None, "separate" or "shared"."""
-    rng = np.random.default_rng(seed)
-    axes = [each % len(shape) for each in ([axis] if isinstance(axis, int) else axis)]
-    kept = tuple(size if i in axes else 1 for i, size in enumerate(shape))
-    channels = (shape[axis],) if isinstance(axis, int) else kept
-    parameters = np.float64 if dtype == np.float64 else np.float32
-
-    def normal(mean, stddev):
-        return rng.normal(mean, stddev, channels).astype(parameters)
-
-    inputs = {"x": rng.normal(3.0, 1.0, shape).astype(dtype)}
-    inputs |= {"gamma": normal(1.0, 0.5), "beta": normal(0.0, 1.0)}
-    moving = [normal(3.0, 0.5), normal(5.0, 0.1), normal(2.0, 0.1), normal(3.0, 0.2)]
-    statistics = dict(zip(STATISTICS, [*moving, normal(2.0, 0.1)], strict=True))
-    inputs |= {
-        name: values
-        for name, values in statistics.items()
-        if renorm == "separate" or name in STATISTICS[:2]
-    }
-    if renorm:
-        inputs |= {"rmin": np.float32(0.5), "rmax": np.float32(1.5), "dmax": np.float32(1.0)}
-    if mask is not None:
-        inputs["mask"] = rng.random(mask) < 0.7
-    return inputs
 
 
 def on_host(operation, inputs, attributes, wanted):
@@ -88,10 +62,6 @@ def check_operation(operation, inputs, attributes, wanted):
             assert (actual.dtype, actual.shape) == (expected[name].dtype, expected[name].shape)
             assert actual.tobytes() == expected[name].tobytes(), name
     return results
-
-
-def training_outputs(inputs):
-    return ("y", "values", *(name for name in STATISTICS if name in inputs))
 
 
 def train(x, gamma, beta, mask=None, attributes=PLAIN, **limits):
@@ -516,7 +486,7 @@ def test_serial_in_a_forked_child():
 _FORKED = """
 import os
 from numbabn.cpu import xla_ffi
-from numbabn.cpu.xla_ffi import table
+from numbabn.cpu.native import table
 
 assert xla_ffi.is_available()
 print(table.entries[table.PARALLEL], flush=True)

@@ -4,11 +4,9 @@ The structs are those of `xla/ffi/api/c_api.h`, which jaxlib installs.
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic
 
 from ..compile import exact
+from ..native.memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call, int32, words
 
 _API_VERSION = 3 << 32  # 0.3: int32 major, int32 minor
 
@@ -23,60 +21,9 @@ _METADATA_VERSION, _METADATA = 3, 4
 _API_ERROR_CREATE, _API_ERROR_DESTROY, _API_SCHEDULE, _API_THREADS, _API = 6, 8, 17, 18, 19
 
 _METADATA_TYPE = 1
-INVALID_ARGUMENT, RESOURCE_EXHAUSTED, FAILED_PRECONDITION = 3, 8, 9
-_F64 = 12
-DTYPES = {"float16": 10, "bfloat16": 16, "float32": 11, "float64": _F64}
-
-
-# Memory
-
-
-@intrinsic
-def pointer(typing_context, address):
-    """An address as `carray` takes it."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), generate
-
-
-@intrinsic
-def double(typing_context, bits):
-    """The float64 that has these bits."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
-@intrinsic
-def call(typing_context, function, argument):
-    """Call a C function of one pointer or integer; an array stays alive during the call."""
-
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(64)
-        value = arguments[1]
-        if isinstance(signature.args[1], types.Array):
-            array = context.make_array(signature.args[1])(context, builder, value)
-            value = builder.ptrtoint(array.data, word)
-        pointer = builder.inttoptr(arguments[0], ir.FunctionType(word, [word]).as_pointer())
-        return builder.call(pointer, [value])
-
-    kept = argument if isinstance(argument, types.Array) else types.int64
-    return types.int64(types.int64, kept), generate
-
-
-@exact
-def words(address, size):
-    """The `size` words at an address."""
-    return carray(pointer(address), (size,), np.int64)
-
-
-@exact
-def _int32(address):
-    return carray(pointer(address), (1,), np.int32)[0]
+# XLA's numbers of dtypes: those of `memory.DTYPES`, in their order, and uint32.
+_F64, _U32 = 12, 8
+_NUMBERS = (10, 16, 11, _F64)
 
 
 # The call frame
@@ -90,7 +37,7 @@ def answers_metadata(frame):
         return False
     while extension != 0:
         fields = words(extension, _EXTENSION)
-        if _int32(extension + 8 * _EXTENSION_TYPE) == _METADATA_TYPE:
+        if int32(extension + 8 * _EXTENSION_TYPE) == _METADATA_TYPE:
             words(fields[_EXTENSION_METADATA], _METADATA)[_METADATA_VERSION] = _API_VERSION
         extension = fields[_EXTENSION_NEXT]
     return True
@@ -104,14 +51,14 @@ def api_of(frame):
 
 @exact
 def operands_of(frame):
-    """The addresses of the operands' buffers."""
-    return words(frame[_FRAME_OPERANDS], frame[_FRAME_OPERANDS_SIZE])
+    """The operands, as `memory` has buffers."""
+    return buffers(words(frame[_FRAME_OPERANDS], frame[_FRAME_OPERANDS_SIZE]))
 
 
 @exact
 def results_of(frame):
-    """The addresses of the results' buffers."""
-    return words(frame[_FRAME_RESULTS], frame[_FRAME_RESULTS_SIZE])
+    """The results, as `memory` has buffers."""
+    return buffers(words(frame[_FRAME_RESULTS], frame[_FRAME_RESULTS_SIZE]))
 
 
 @exact
@@ -125,49 +72,26 @@ def attribute_of(frame):
 
 
 @exact
-def dtype_of(buffer):
-    """XLA's number of a buffer's dtype."""
-    return _int32(buffer + 8 * _BUFFER_DTYPE)
-
-
-@exact
-def elements(buffer):
-    """How many elements a buffer has."""
-    fields = words(buffer, _BUFFER)
-    number = 1
-    for size in words(fields[_BUFFER_DIMENSIONS], fields[_BUFFER_RANK]):
-        number *= size
-    return number
-
-
-@exact
-def data(buffer):
-    """Where a buffer's elements are."""
-    return words(buffer, _BUFFER)[_BUFFER_DATA]
-
-
-@exact
-def array_of(buffer, shape, dtype):
-    """A buffer's elements as an array."""
-    return carray(pointer(data(buffer)), shape, dtype)
-
-
-@exact
-def read_floats(buffer, values):
-    """Copy a buffer of float32 or float64 to `values`."""
-    if dtype_of(buffer) == _F64:
-        values[:] = array_of(buffer, values.shape, np.float64)
-    else:
-        values[:] = array_of(buffer, values.shape, np.float32)
-
-
-@exact
-def write_floats(buffer, values):
-    """Copy `values` to a buffer of float32 or float64."""
-    if dtype_of(buffer) == _F64:
-        array_of(buffer, values.shape, np.float64)[:] = values
-    else:
-        array_of(buffer, values.shape, np.float32)[:] = values
+def buffers(addresses):
+    """The buffers at these addresses, as `memory` has them: (n, BUFFER) words."""
+    found = np.empty((addresses.size, BUFFER), np.int64)
+    for k in range(addresses.size):
+        fields = words(addresses[k], _BUFFER)
+        number = 1
+        for size in words(fields[_BUFFER_DIMENSIONS], fields[_BUFFER_RANK]):
+            number *= size
+        dtype = int32(addresses[k] + 8 * _BUFFER_DTYPE)
+        if dtype == _U32:
+            # Float64 as its bits, in pairs.
+            number //= 2
+            dtype = _F64
+        found[k, DATA] = fields[_BUFFER_DATA]
+        found[k, ELEMENTS] = number
+        found[k, DTYPE] = OTHER
+        for place in range(len(_NUMBERS)):
+            if _NUMBERS[place] == dtype:
+                found[k, DTYPE] = place
+    return found
 
 
 # Functions of XLA. Each takes a struct that begins with its size in bytes.
@@ -179,7 +103,7 @@ def error(api, code, message):
     request = np.zeros(4, np.int64)
     # 28: the last field is an int32.
     request[0], request[2], request[3] = 28, message, code
-    return call(api[_API_ERROR_CREATE], request)
+    return call(api[_API_ERROR_CREATE], (request,))
 
 
 @exact
@@ -203,10 +127,10 @@ def schedule(api, context, function, argument):
 @exact
 def _succeeds(api, function, request):
     """Whether a function of XLA did what it was asked for."""
-    failure = call(api[function], request)
+    failure = call(api[function], (request,))
     if failure == 0:
         return True
     request = np.zeros(3, np.int64)
     request[0], request[2] = 24, failure
-    call(api[_API_ERROR_DESTROY], request)
+    call(api[_API_ERROR_DESTROY], (request,))
     return False

@@ -14,8 +14,8 @@ from numba import config
 
 from ... import layout as lay
 from .. import kernels, launch
-from . import callbacks, plans
-from .plans import OPERANDS, make_plan
+from ..native import callbacks, plans
+from ..native.plans import OPERANDS, make_plan
 from .registration import targets
 from .sharding import varying
 

@@ -1,30 +1,21 @@
-"""What each process does once: fill the table, and make the handlers known to XLA."""
+"""What each process does once: make the handlers known to XLA."""
 
 import ctypes
-import os
-import sys
 import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
-import llvmlite.binding
 from numba import types
 
-from .. import threads
 from ..compile import c_function
-from . import callbacks, handler, jobs, table
+from ..native import registration
+from . import handler
 
-_MESSAGES = {
-    table.NOT_LOADED: "numbabn: the kernels of this program are not loaded: it was not traced in "
-    "this process",
-    table.MISFIT: "numbabn: the size or dtype of a buffer is not what this program was traced for",
-    table.NO_MEMORY: "numbabn: no memory for the scratch of a kernel",
-}
 # XLA asks for a capsule of this name, and the capsule keeps the pointer to it.
 _CAPSULE = b"xla._CUSTOM_CALL_TARGET"
 
-# What the table and XLA hold the addresses of.
+# What XLA holds the addresses of.
 _kept: list[Any] = []
 _registering = threading.Lock()
 
@@ -45,37 +36,18 @@ def targets():
 
 @lru_cache(maxsize=1)
 def _registered():
-    llvmlite.binding.add_symbol(table.SYMBOL, table.entries.ctypes.data)
-    for place, function in _c_functions().items():
-        table.entries[place] = ctypes.cast(function, ctypes.c_void_p).value or 0
-    for place, message in _MESSAGES.items():
-        text = ctypes.create_string_buffer(message.encode())
-        _kept.append(text)
-        table.entries[place] = ctypes.addressof(text)
-    helper = c_function(jobs.help_task, "numbabn_help", types.void(types.int64))
-    _kept.append(helper)
-    table.entries[table.HELP_TASK] = helper.address
-    table.entries[table.PARALLEL] = not threads.in_forked_child()
-    return _Targets(
-        _register(handler.execute, "numbabn_execute"), _register(callbacks.read, "numbabn_read")
+    registration.fill_table()
+    registration.enter(
+        {
+            handler.COUNT_OTHERS: (handler.count_others, 1),
+            handler.SCHEDULE: (handler.schedule, 3),
+            handler.FAIL: (handler.fail, 3),
+        },
+        "xla",
     )
-
-
-def _c_functions():
-    """C functions by their place in the table; those of Python need no GIL, or take it."""
-    python = ctypes.pythonapi
-    give_way: Any
-    if sys.platform == "win32":
-        give_way = ctypes.windll.kernel32.SwitchToThread
-    else:
-        give_way = ctypes.CDLL(None).sched_yield
-    return {
-        table.ALLOCATE: python.PyMem_RawMalloc,
-        table.FREE: python.PyMem_RawFree,
-        table.YIELD: give_way,
-        table.EXPLAIN_LIMITS: callbacks.explain_limits,
-        table.READ_NUMBER: callbacks.read_number,
-    }
+    return _Targets(
+        _register(handler.execute, "numbabn_execute"), _register(handler.read, "numbabn_read")
+    )
 
 
 def _register(function, name):
@@ -91,12 +63,3 @@ def _register(function, name):
         compiled.__name__, capsule(compiled.address, _CAPSULE, None), platform="cpu"
     )
     return compiled.__name__
-
-
-def _stay_alone():
-    """XLA's threads did not survive a fork."""
-    table.entries[table.PARALLEL] = 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_stay_alone)

@@ -107,6 +107,8 @@ class Function:
     arguments: the inputs of `forward` that it is differentiated with respect to
     result: the output of `forward` that is differentiated
     residuals: outputs of `forward` that only `backward` reads
+    apart: groups of outputs of `backward` that cost little more on their own than together: a
+        graph that computes them apart leaves out those that nobody reads
 
     `backward` reads ``"d" + result``, and inputs and outputs of `forward` under their own
     names; its outputs are ``"d" + argument``.
@@ -117,6 +119,7 @@ class Function:
     arguments: tuple[str, ...]
     result: str
     residuals: tuple[str, ...]
+    apart: tuple[tuple[str, ...], ...] = ()
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -1,22 +1,34 @@
-"""TensorFlow: eager tensors' memory as it is, and `tf.numpy_function` in graphs."""
+"""TensorFlow: kernels that it calls, eagerly and in graphs.
+
+Where it cannot (see `tensorflow_op.is_available`), and for channel axes that are not adjacent,
+Python does: on eager tensors' memory as it is, and through `tf.numpy_function` in graphs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ...cpu import tensorflow_op
 from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
 
-SUPPORTS_JIT = False  # XLA cannot call back into Python.
+SUPPORTS_JIT = False  # XLA knows neither the kernels' operator nor Python.
 
 Tensors = dict[str, Any]
 
 # TensorFlow can take over the memory of a NumPy array that is aligned so, and copies any other.
 _ALIGNMENT = 64
+
+
+class _Forward(NamedTuple):
+    """What the gradient has to know of a forward."""
+
+    function: Function
+    attributes: Any
 
 
 def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Tensors:
@@ -26,6 +38,77 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Ten
         for name, value in inputs.items()
         if value is not None
     }
+    x: Any = given["x"]
+    if tensorflow_op.serves(attributes.axis, x.shape.rank) and tensorflow_op.is_available():
+        results = _call(function.forward, given, attributes, None, _Forward(function, attributes))
+    else:
+        results = _apply_in_python(function, given, attributes)
+    return {name: value for name, value in results.items() if name not in function.residuals}
+
+
+def in_graph(tensor: Any) -> bool:
+    """Whether a graph is being traced that may change what `tensor` holds."""
+    return not tf.executing_eagerly()
+
+
+# By kernels that TensorFlow calls
+
+
+def _call(
+    operation: Operation,
+    inputs: Tensors,
+    attributes: Any,
+    wanted: tuple[str, ...] | None,
+    context: Any,
+) -> Tensors:
+    """The outputs of `operation`, all of them or those that are `wanted`."""
+    shapes = operation.shapes(_specs(inputs), attributes)
+    wanted = tuple(shapes) if wanted is None else wanted
+    readers = {name: value.read for name, value in inputs.items() if isinstance(value, Late)}
+    tensors = {name: value for name, value in inputs.items() if name not in readers}
+    results = tensorflow_op.call(operation.name, tensors, readers, attributes, wanted, context)
+    if not tf.executing_eagerly():
+        for name, tensor in results.items():
+            tensor.set_shape(shapes[name].shape)
+    return results
+
+
+def _gradient(operator: Any, *gradients: Any) -> list[Any]:
+    """The gradients of a call's inputs, None for those that have none or are not asked for."""
+    context, inputs, outputs = tensorflow_op.context_of(operator)
+    if not isinstance(context, _Forward):
+        raise NotImplementedError(SECOND_DERIVATIVE.format(context))
+    function, attributes = context
+    dy = dict(zip(outputs, gradients, strict=True))[function.result]
+    # A tape says what it does not ask for. A graph that is differentiated as a whole does not.
+    skipped = getattr(operator, "skip_input_indices", None) or ()
+    names = [
+        name for i, name in enumerate(inputs) if name in function.arguments and i not in skipped
+    ]
+    if dy is None or not names:
+        return [None] * len(inputs)
+    everything = {**inputs, **outputs, "d" + function.result: tf.convert_to_tensor(dy)}
+    given = {name: everything[name] for name in function.backward.inputs if name in everything}
+    wanted = tuple("d" + name for name in names)
+    groups = [wanted]
+    if function.apart and not tf.executing_eagerly():
+        groups = [tuple(each for each in group if each in wanted) for group in function.apart]
+    found: Tensors = {}
+    for group in filter(None, groups):
+        found |= _call(function.backward, given, attributes, group, function.forward.name)
+    return [
+        tf.cast(found["d" + name], tensor.dtype) if name in names else None
+        for name, tensor in inputs.items()
+    ]
+
+
+tf.RegisterGradient(tensorflow_op.OPERATOR)(_gradient)
+
+
+# By Python
+
+
+def _apply_in_python(function: Function, given: Tensors, attributes: Any) -> Tensors:
     # Outside of custom_gradient, which would ask what to do with the Variables that are read.
     fixed = {name: _stopped(value) for name, value in given.items()}
     results = _run(function.forward, fixed, attributes)
@@ -39,24 +122,19 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Ten
         def gradient(dy: Any) -> Any:
             inputs = {**kept, "d" + function.result: dy}
             dtypes = [argument.dtype for argument in arguments]
-            return _gradient(function, names, dtypes, inputs, attributes)
+            return _gradient_in_python(function, names, dtypes, inputs, attributes)
 
         return result, gradient
 
     results[function.result] = differentiable(*(given[name] for name in names))
-    return {name: value for name, value in results.items() if name not in function.residuals}
+    return results
 
 
 def _stopped(value: Any) -> Any:
     return value if isinstance(value, Late) else tf.stop_gradient(value)
 
 
-def in_graph(tensor: Any) -> bool:
-    """Whether a graph is being traced that may change what `tensor` holds."""
-    return not tf.executing_eagerly()
-
-
-def _gradient(
+def _gradient_in_python(
     function: Function, names: tuple[str, ...], dtypes: list[Any], inputs: Tensors, attributes: Any
 ) -> Any:
     tensors = {name: value for name, value in inputs.items() if tf.is_tensor(value)}
@@ -112,7 +190,7 @@ def _graph(
         # Nothing but its results: TensorFlow may leave it out where nobody reads those.
         stateful=False,
         # XLA names the operation that it cannot compile.
-        name=f"numbabn_{operation.name}_runs_in_Python_so_use_jit_compile_False",
+        name=f"numbabn_{operation.name}_is_not_for_XLA_so_use_jit_compile_False",
     )
     tensors = dict(zip(shapes, results, strict=True))
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Plans: what a program says to the handler, made when it is traced."""
+"""Plans: what is to be done with the buffers of a call, made once for their shapes."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import numpy as np
 from .. import launch, masks
 from ..partition import partition
 from . import table
-from .c_api import DTYPES
+from .memory import DTYPES
 
 # Modes. A forward of renorm has its reference in `renorm_mean` and `renorm_stddev`, or, where
 # those are not there, in the moving statistics.
@@ -18,7 +18,7 @@ class _Plan(NamedTuple):
     """The head of a plan; the words of the kernels follow."""
 
     mode: int
-    dtype: int  # XLA's number of x's dtype
+    dtype: int  # of x, in `DTYPES`
     # Places of the steps in the table, or -1.
     prepare: int
     measure: int
@@ -70,7 +70,7 @@ _RESULT_OF = {
 
 
 def make_plan(mode, steps, x, mask, attributes, operands, results):
-    """The plan of a call as an attribute of it: words. Its steps are in the table by now.
+    """The plan of a call: words. Its steps are in the table by now.
 
     steps: as in `launch`
     x: the shape and dtype of x in canonical form
@@ -86,7 +86,7 @@ def make_plan(mode, steps, x, mask, attributes, operands, results):
     numbers = (attributes.epsilon, attributes.momentum, attributes.renorm_momentum or 0.0)
     head = _Plan(
         mode,
-        DTYPES[x.dtype.name],
+        DTYPES.index(x.dtype.name),
         *_load_steps(steps, run.steps, x),
         *(int(np.float64(number).view(np.int64)) for number in numbers),
         *(places.get(name, -1) for name in (*OPERANDS, *_RESULTS)),

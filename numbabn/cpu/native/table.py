@@ -1,7 +1,7 @@
 """The table: what compiled code finds by its place, and each process has elsewhere.
 
-Compiled handlers are cached and programs are kept, so neither may hold an address. This
-module says what is where; `registration` fills in what handlers need, `plans` the kernels.
+This module says what is where; `registration` fills in C functions and messages, a framework's
+package what it calls there, `plans` the kernels.
 """
 
 import numpy as np
@@ -10,14 +10,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from .. import kernels
-from .c_api import DTYPES
+from .memory import DTYPES
 
-# C functions, whether work may go to XLA's threads, messages (C strings), then every step for
-# each dtype and layout.
+# C functions, whether work may go to other threads, messages (C strings), the threads of `pool`,
+# what the package of
+# each framework needs, then every step for each dtype and layout.
 (
-    ALLOCATE, FREE, YIELD, EXPLAIN_LIMITS, READ_NUMBER, HELP_TASK, PARALLEL,
-    NOT_LOADED, MISFIT, NO_MEMORY, STEPS,
-) = range(11)  # fmt: skip
+    ALLOCATE, FREE, YIELD, ADVISE, EXPLAIN_LIMITS, READ_LATE, HELP_TASK, PARALLEL,
+    NOT_LOADED, MISFIT, NO_MEMORY, ACQUIRE, RELEASE, SEATS, SEAT_COUNT, OF_XLA,
+) = range(16)  # fmt: skip
+OF_TENSORFLOW = OF_XLA + 3
+STEPS = OF_TENSORFLOW + 22
 _FUNCTIONS = (
     kernels.statistics,
     kernels.forward_coefficients,
@@ -33,7 +36,7 @@ _LAYOUTS = 2
 entries = np.zeros(STEPS + len(_FUNCTIONS) * len(DTYPES) * _LAYOUTS, np.int64)
 
 # What `entry` refers to; `registration` gives it the address of `entries` in this process.
-SYMBOL = "numbabn_xla_table"
+SYMBOL = "numbabn_table"
 
 
 @intrinsic

@@ -1,7 +1,7 @@
-"""Jobs: the tasks of one call, on the threads of XLA.
+"""Jobs: the tasks of one call, on the threads of a framework, or of `pool`.
 
-The handler schedules a few helpers and works itself. Whoever is free takes the next task, so
-nobody waits for a thread that never comes.
+The thread of the call schedules a few helpers and works itself. Whoever is free takes the next
+task, so nobody waits for a thread that never comes.
 """
 
 from llvmlite import ir
@@ -10,7 +10,9 @@ from numba.extending import intrinsic
 
 from .. import tasks, threads
 from ..compile import exact
-from . import c_api, table
+from . import table
+from .memory import call
+from .memory import words as words_at
 
 # A job is what the threads that work on one call share, in words: how many of them hold
 # it, the arguments and addresses of the steps, then the phases that all pass one by one.
@@ -22,7 +24,7 @@ JOB = 40
 
 
 @intrinsic
-def _add(typing_context, address, amount):
+def add(typing_context, address, amount):
     """Add to the word at an address, atomically; what it was."""
 
     def generate(context, builder, signature, arguments):
@@ -33,7 +35,7 @@ def _add(typing_context, address, amount):
 
 
 @intrinsic
-def _load(typing_context, address):
+def load(typing_context, address):
     """The word at an address, after all that was written before it was."""
 
     def generate(context, builder, signature, arguments):
@@ -44,22 +46,23 @@ def _load(typing_context, address):
 
 
 @exact
-def run(job, api, context, size, tiles, splits):
-    """Run a job, with as many threads of XLA as it gives work to; the caller holds it then.
+def run(job, size, tiles, splits, source, count_others, schedule):
+    """Run a job, with as many other threads as it gives work to; the caller holds it then.
 
     job: address of JOB words, of which ARGUMENTS and STEPS are filled in
     size: how many elements x has
+    count_others, schedule: see `execution`
     """
-    words = c_api.words(job, JOB)
+    words = words_at(job, JOB)
     most = _set_phases(words, tiles, splits)
     words[_HOLDERS] = 1
     if size >= threads.LEAST_PARALLEL and table.entry(table.PARALLEL) != 0:
-        others = c_api.thread_count(api, context) - 1
+        others = call(count_others, (source,))
         helpers = min(others, most - 1, size // (threads.LEAST_PARALLEL // 2) - 1)
         for _ in range(helpers):
-            _add(job + 8 * _HOLDERS, 1)
-            if not c_api.schedule(api, context, table.entry(table.HELP_TASK), job):
-                _add(job + 8 * _HOLDERS, -1)
+            add(job + 8 * _HOLDERS, 1)
+            if call(schedule, (source, table.entry(table.HELP_TASK), job)) == 0:
+                add(job + 8 * _HOLDERS, -1)
                 break
     _work(job)
 
@@ -67,12 +70,12 @@ def run(job, api, context, size, tiles, splits):
 @exact
 def release(job):
     """Let go of a job; the last one frees it."""
-    if _add(job + 8 * _HOLDERS, -1) == 1:
-        c_api.call(table.entry(table.FREE), job)
+    if add(job + 8 * _HOLDERS, -1) == 1:
+        call(table.entry(table.FREE), (job,))
 
 
 def help_task(job):
-    """What XLA's threads run: it may be long after the job was done."""
+    """What other threads run: it may be long after the job was done."""
     _work(job)
     release(job)
 
@@ -80,7 +83,7 @@ def help_task(job):
 @exact
 def _work(job):
     """Take part in a job until it is done."""
-    words = c_api.words(job, JOB)
+    words = words_at(job, JOB)
     arguments = (
         words[ARGUMENTS], words[ARGUMENTS + 1], words[ARGUMENTS + 2], words[ARGUMENTS + 3],
         words[ARGUMENTS + 4], words[ARGUMENTS + 5], words[ARGUMENTS + 6],
@@ -89,15 +92,15 @@ def _work(job):
     for phase in range(_FIRST_PHASE, _FIRST_PHASE + words[_PHASES] * _PHASE, _PHASE):
         count = words[phase + _COUNT]
         while True:
-            task = _add(job + 8 * (phase + _NEXT), 1)
+            task = add(job + 8 * (phase + _NEXT), 1)
             if task >= count:
                 break
             for step in range(words[phase + _FIRST_STEP], words[phase + _LAST_STEP]):
                 tasks.call(words[STEPS + step], arguments, task)
-            _add(job + 8 * (phase + _DONE), 1)
+            add(job + 8 * (phase + _DONE), 1)
         # The next phase reads what all tasks of this one wrote.
-        while _load(job + 8 * (phase + _DONE)) < count:
-            c_api.call(table.entry(table.YIELD), 0)
+        while load(job + 8 * (phase + _DONE)) < count:
+            call(table.entry(table.YIELD), ())
 
 
 @exact

@@ -1,0 +1,239 @@
+"""What a framework's call comes to: a plan, carried out on buffers.
+
+A framework's package passes, beside the buffers, the addresses of C functions, which are called
+with a word of its own, `source`:
+
+    count_others(source)                    how many threads there are besides the caller's
+    schedule(source, function, argument)    have one of them call a C function, some time;
+                                            whether one will
+    fail(source, code, message)             what the caller returns for an error: it has a code of
+                                            `memory`, and a text, a C string
+"""
+
+import numpy as np
+from numba import carray
+
+from ... import formulas
+from .. import kernels
+from ..compile import exact
+from ..partition import Partition
+from . import callbacks, jobs, memory, table
+from .memory import DATA, DTYPE, ELEMENTS
+from .plans import AT, FORWARD, HEAD, NORMALIZE, RENORM_FORWARD
+
+_TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
+    Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
+)
+# What steps read beside rows of channels: epsilon, rmin, rmax, dmax.
+_NUMBERS = 4
+
+_moving_average = exact(formulas.moving_average)
+_variance_from_stddev = exact(formulas.variance_from_stddev)
+
+
+@exact
+def execute(plan_address, plan_size, operands, results, source, count_others, schedule, fail):
+    """Carry out a plan; 0, or what `fail` returned.
+
+    operands, results: (n, memory.BUFFER) words
+    """
+    plan = memory.words(plan_address, HEAD)
+    words_address = plan_address + 8 * HEAD
+    words = memory.words(words_address, plan_size - HEAD)
+    if not _is_loaded(plan):
+        code, message = memory.FAILED_PRECONDITION, table.entry(table.NOT_LOADED)
+        return memory.call(fail, (source, code, message))
+    if not _fits(plan, operands, words):
+        code, message = memory.INVALID_ARGUMENT, table.entry(table.MISFIT)
+        return memory.call(fail, (source, code, message))
+    limits = _limits(plan, operands)
+    if not _are_limits(limits):
+        return callbacks.fail_limits(limits, source, fail)
+
+    # One piece of memory for the job and the scratch of its steps. float32 coefficients fill
+    # half of their part.
+    channels, columns = words[_CHANNELS], words[_COLUMNS]
+    values_size, partial_size = kernels.VALUES * channels, words[_SPLITS] * 3 * columns
+    size = jobs.JOB + _NUMBERS + values_size + partial_size + kernels.COEFFICIENTS * columns
+    job = memory.call(table.entry(table.ALLOCATE), (8 * size,))
+    if job == 0:
+        code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY)
+        return memory.call(fail, (source, code, message))
+    numbers_address = job + 8 * jobs.JOB
+    values_address = numbers_address + 8 * _NUMBERS
+    partial_address = values_address + 8 * values_size
+
+    epsilon = memory.double(plan[AT.epsilon])
+    numbers = carray(memory.pointer(numbers_address), (_NUMBERS,), np.float64)
+    numbers[0], numbers[1:] = epsilon, limits
+    values = carray(memory.pointer(values_address), (kernels.VALUES, channels), np.float64)
+    _fill(plan, operands, values, epsilon)
+
+    x = operands[plan[AT.x], DATA]
+    arguments = (
+        x,
+        operands[plan[AT.dy], DATA],
+        results[plan[AT.out], DATA] if plan[AT.out] >= 0 else x,
+        operands[plan[AT.mask], DATA] if plan[AT.mask] >= 0 else 0,
+        words_address,
+        numbers_address,
+        values_address,
+        partial_address,
+        partial_address + 8 * partial_size,
+    )
+    shared = memory.words(job, jobs.JOB)
+    for k in range(len(arguments)):
+        shared[jobs.ARGUMENTS + k] = arguments[k]
+    for step in range(4):
+        place = plan[AT.prepare + step]
+        shared[jobs.STEPS + step] = table.entry(place) if place >= 0 else 0
+    jobs.run(job, words[_TOTAL], words[_TILES], words[_SPLITS], source, count_others, schedule)
+
+    _give_rows(plan, operands, results, values, epsilon)
+    jobs.release(job)
+    return 0
+
+
+# Is the plan for this call?
+
+
+@exact
+def _is_loaded(plan):
+    """Whether this process has the steps of the plan."""
+    for place in plan[AT.prepare : AT.apply + 1]:
+        if place >= 0 and table.entry(place) == 0:
+            return False
+    return True
+
+
+@exact
+def _fits(plan, operands, words):
+    """Whether the buffers have the sizes and the dtype that the plan was made for."""
+    if operands[plan[AT.x], DTYPE] != plan[AT.dtype]:
+        return False
+    channels = words[_CHANNELS]
+    for place in range(AT.x, AT.out):
+        expected = channels
+        if place in (AT.x, AT.dy):
+            expected = words[_TOTAL]
+        elif place == AT.mask:
+            expected = words[kernels.MASK_BYTES]
+        elif place == AT.values:
+            expected = kernels.SAVED * channels
+        elif place >= AT.rmin:
+            expected = 1
+        if plan[place] >= 0 and operands[plan[place], ELEMENTS] != expected:
+            return False
+    return True
+
+
+@exact
+def _limits(plan, operands):
+    """rmin, rmax and dmax; where they are not given, ones that limit nothing."""
+    limits = np.zeros(3)
+    limits[1:] = np.inf
+    for k in range(3):
+        if plan[AT.rmin + k] >= 0:
+            memory.read_floats(operands[plan[AT.rmin + k]], limits[k : k + 1])
+    return limits
+
+
+@exact
+def _are_limits(limits):
+    """Whether limits leave anything; so written, NaN is refused too."""
+    return limits[0] <= limits[1] and limits[2] >= 0.0
+
+
+# Rows of channels, in and out
+
+
+@exact
+def _fill(plan, operands, values, epsilon):
+    """The rows of `values` that the steps start from."""
+    values[kernels.GAMMA] = 1.0
+    values[kernels.BETA] = 0.0
+    for place, row in ((AT.gamma, kernels.GAMMA), (AT.beta, kernels.BETA)):
+        if plan[place] >= 0:
+            memory.read_floats(operands[plan[place]], values[row])
+    if plan[AT.values] >= 0:
+        saved = values[: kernels.SAVED]
+        saved[:] = memory.array_of(operands[plan[AT.values]], saved.shape, np.float64)
+    elif plan[AT.mode] == RENORM_FORWARD:
+        mean, stddev = values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV]
+        if plan[AT.renorm_mean] >= 0:
+            memory.read_floats(operands[plan[AT.renorm_mean]], mean)
+            memory.read_floats(operands[plan[AT.renorm_stddev]], stddev)
+        else:
+            memory.read_floats(operands[plan[AT.moving_mean]], mean)
+            memory.read_floats(operands[plan[AT.moving_variance]], stddev)
+            for channel in range(stddev.size):
+                stddev[channel] = kernels.standard_deviation(stddev[channel], epsilon)
+    elif plan[AT.mode] != FORWARD:
+        # Statistics that are constants: as if they were of nothing.
+        values[kernels.COUNT] = 0.0
+        values[kernels.MEAN] = 0.0
+        values[kernels.R] = 1.0
+        values[kernels.D] = 0.0
+        variance = values[kernels.VARIANCE]
+        memory.read_floats(operands[plan[AT.moving_variance]], variance)
+        if plan[AT.moving_mean] >= 0:
+            memory.read_floats(operands[plan[AT.moving_mean]], values[kernels.MEAN])
+        if plan[AT.mode] == NORMALIZE:
+            for channel in range(variance.size):
+                rstd = 1.0 / kernels.standard_deviation(variance[channel], epsilon)
+                values[kernels.GAMMA, channel] *= rstd
+
+
+@exact
+def _give_rows(plan, operands, results, values, epsilon):
+    """The results that are rows of channels, after the last step."""
+    if plan[AT.saved] >= 0:
+        saved = values[: kernels.SAVED]
+        memory.array_of(results[plan[AT.saved]], saved.shape, np.float64)[:] = saved
+    if plan[AT.next_moving_mean] >= 0:
+        _move_all(plan, operands, results, values, epsilon)
+    for place, row in ((AT.dgamma, kernels.DGAMMA), (AT.dbeta, kernels.DBETA)):
+        if plan[place] >= 0:
+            memory.write_floats(results[plan[place]], values[row])
+
+
+@exact
+def _move_all(plan, operands, results, values, epsilon):
+    """Every moving statistic after the batch."""
+    momentum = memory.double(plan[AT.momentum])
+    count, mean, variance = values[kernels.COUNT], values[kernels.MEAN], values[kernels.VARIANCE]
+    # The forward is through with these rows.
+    moving, stddev = values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV]
+    moving_mean, next_mean = operands[plan[AT.moving_mean]], results[plan[AT.next_moving_mean]]
+    _move(moving_mean, next_mean, mean, count, momentum, moving)
+    moving_variance = operands[plan[AT.moving_variance]]
+    next_variance = results[plan[AT.next_moving_variance]]
+    if plan[AT.next_moving_stddev] < 0:
+        _move(moving_variance, next_variance, variance, count, momentum, moving)
+        return
+    for channel in range(stddev.size):
+        stddev[channel] = kernels.standard_deviation(variance[channel], epsilon)
+    renorm_momentum = memory.double(plan[AT.renorm_momentum])
+    for operand, result, batch, weight in (
+        (AT.renorm_mean, AT.next_renorm_mean, mean, renorm_momentum),
+        (AT.renorm_stddev, AT.next_renorm_stddev, stddev, renorm_momentum),
+        (AT.moving_stddev, AT.next_moving_stddev, stddev, momentum),
+    ):
+        _move(operands[plan[operand]], results[plan[result]], batch, count, weight, moving)
+    # `moving` is the standard deviation now, which the variance follows.
+    memory.read_floats(moving_variance, stddev)
+    for channel in range(stddev.size):
+        if count[channel] > 0:
+            stddev[channel] = _variance_from_stddev(moving[channel], epsilon)
+    memory.write_floats(next_variance, stddev)
+
+
+@exact
+def _move(operand, result, batch, count, momentum, moving):
+    """A moving statistic after the batch, into `result`, and into `moving` on the way."""
+    memory.read_floats(operand, moving)
+    for channel in range(moving.size):
+        # A channel without a single element has nothing to move to.
+        if count[channel] > 0:
+            moving[channel] = _moving_average(moving[channel], batch[channel], momentum)
+    memory.write_floats(result, moving)

@@ -1,0 +1,100 @@
+"""Memory and C functions for compiled code, and what it knows of a framework's tensor.
+
+A *buffer* is three words: where the elements are, how many, and which of `DTYPES` they have, or
+-1 for another (a mask's).
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from ..compile import exact
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+OTHER = -1
+_FLOAT64 = DTYPES.index("float64")
+
+DATA, ELEMENTS, DTYPE, BUFFER = range(4)
+
+# What XLA and TensorFlow both number so, in an error.
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED, FAILED_PRECONDITION = 3, 8, 9
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """An address as `carray` takes it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def double(typing_context, bits):
+    """The float64 that has these bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+@intrinsic
+def call(typing_context, function, arguments):
+    """Call a C function of pointers and integers: the word that it returns.
+
+    arguments: tuple of words and arrays; an array goes as its address, alive during the call
+    """
+
+    def generate(context, builder, signature, values):
+        word = ir.IntType(64)
+        words = []
+        for i, argument in enumerate(signature.args[1].types):
+            value = builder.extract_value(values[1], i)
+            if isinstance(argument, types.Array):
+                array = context.make_array(argument)(context, builder, value)
+                value = builder.ptrtoint(array.data, word)
+            words.append(value)
+        function_type = ir.FunctionType(word, [word] * len(words))
+        return builder.call(builder.inttoptr(values[0], function_type.as_pointer()), words)
+
+    kept = [each if isinstance(each, types.Array) else types.int64 for each in arguments]
+    return types.int64(types.int64, types.Tuple(kept)), generate
+
+
+@exact
+def words(address, size):
+    """The `size` words at an address."""
+    return carray(pointer(address), (size,), np.int64)
+
+
+@exact
+def int32(address):
+    """The int32 at an address."""
+    return carray(pointer(address), (1,), np.int32)[0]
+
+
+@exact
+def array_of(buffer, shape, dtype):
+    """A buffer's elements as an array."""
+    return carray(pointer(buffer[DATA]), shape, dtype)
+
+
+@exact
+def read_floats(buffer, values):
+    """Copy a buffer of float32 or float64 to `values`."""
+    if buffer[DTYPE] == _FLOAT64:
+        values[:] = array_of(buffer, values.shape, np.float64)
+    else:
+        values[:] = array_of(buffer, values.shape, np.float32)
+
+
+@exact
+def write_floats(buffer, values):
+    """Copy `values` to a buffer of float32 or float64."""
+    if buffer[DTYPE] == _FLOAT64:
+        array_of(buffer, values.shape, np.float64)[:] = values
+    else:
+        array_of(buffer, values.shape, np.float32)[:] = values

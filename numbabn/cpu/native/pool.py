@@ -1,0 +1,78 @@
+"""Threads of our own, for a framework that lends its kernels none.
+
+They are started once and never end. They run compiled code only and never hold the GIL; Python
+just lends its portable functions for threads and locks. A thread waits for its lock, which
+whoever has work for it releases.
+"""
+
+import ctypes
+import threading
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ..compile import c_function, exact
+from . import table
+from .jobs import add
+from .memory import call, words
+from .registration import address_of
+
+# What a thread and those that have work for it share, in words; a cache line each: who wants it
+# (one gets it), its lock, and the C function that it is to call with which argument.
+_WANTED, _LOCK, _FUNCTION, _ARGUMENT, _SEAT = 0, 1, 2, 3, 8
+
+_starting = threading.Lock()
+_kept: list[Any] = []
+
+
+def start(number):
+    """Start as many threads, unless that was done before."""
+    with _starting:
+        if _kept or number < 1:
+            return
+        python = ctypes.pythonapi
+        allocate, begin = python.PyThread_allocate_lock, python.PyThread_start_new_thread
+        acquire, release = python.PyThread_acquire_lock, python.PyThread_release_lock
+        allocate.restype, begin.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p)
+        acquire.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        table.entries[table.ACQUIRE] = address_of(acquire)
+        table.entries[table.RELEASE] = address_of(release)
+        work = c_function(_serve, "numbabn_serve", types.void(types.int64))
+        seats = np.zeros((number, _SEAT), np.int64)
+        _kept.extend((work, seats))
+        for seat in seats:
+            seat[_LOCK] = allocate()
+            acquire(int(seat[_LOCK]), 1)
+            begin(work.address, seat.ctypes.data)
+        table.entries[table.SEATS] = seats.ctypes.data
+        table.entries[table.SEAT_COUNT] = number
+
+
+def _serve(seat):
+    """What a thread does."""
+    fields = words(seat, _SEAT)
+    while True:
+        call(table.entry(table.ACQUIRE), (fields[_LOCK], 1))
+        call(fields[_FUNCTION], (fields[_ARGUMENT],))
+        add(seat + 8 * _WANTED, -1)
+
+
+@exact
+def count():
+    """How many threads there are."""
+    return table.entry(table.SEAT_COUNT)
+
+
+@exact
+def schedule(function, argument):
+    """Have a thread that is idle call a C function; whether there was one."""
+    for k in range(count()):
+        seat = table.entry(table.SEATS) + 8 * _SEAT * k
+        if add(seat + 8 * _WANTED, 1) == 0:
+            fields = words(seat, _SEAT)
+            fields[_FUNCTION], fields[_ARGUMENT] = function, argument
+            call(table.entry(table.RELEASE), (fields[_LOCK],))
+            return True
+        add(seat + 8 * _WANTED, -1)
+    return False

@@ -1,0 +1,164 @@
+"""TensorFlow's C API for compiled code: `tensorflow/c/{kernels,ops,tf_tensor,tf_status}.h`."""
+
+import numpy as np
+
+from ..compile import exact
+from ..native import table
+from ..native.memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call
+
+# By their place among what the table has of a framework.
+FUNCTIONS = (
+    "TF_NewStatus",
+    "TF_SetStatus",
+    "TF_DeleteStatus",
+    "TF_NumInputs",
+    "TF_GetInput",
+    "TF_AllocateOutput",
+    "TF_OpKernelContext_Failure",
+    "TF_TensorType",
+    "TF_NumDims",
+    "TF_Dim",
+    "TF_TensorElementCount",
+    "TF_TensorData",
+    "TF_DeleteTensor",
+    "TF_OpKernelConstruction_GetAttrInt64",
+    "TF_OpKernelConstruction_Failure",
+    "TF_ShapeInferenceContextSetUnknownShape",
+)
+(
+    _NEW_STATUS, _SET_STATUS, _DELETE_STATUS, _NUM_INPUTS, _GET_INPUT, _ALLOCATE_OUTPUT,
+    _FAIL_CALL, _TENSOR_TYPE, _NUM_DIMS, _DIM, _ELEMENT_COUNT, _TENSOR_DATA, _DELETE_TENSOR,
+    _GET_ATTRIBUTE, _FAIL_CONSTRUCTION, _SET_UNKNOWN_SHAPE,
+) = range(table.OF_TENSORFLOW, table.OF_TENSORFLOW + len(FUNCTIONS))  # fmt: skip
+
+# TensorFlow's numbers of dtypes: those of `memory.DTYPES`, in their order.
+NUMBERS = (19, 14, 1, 2)
+# New memory of this size, and the address of a page. In huge pages, where Linux takes the hint, it
+# costs a fraction of the page faults: NumPy gives its own arrays the same hint, from 4 MB on.
+_LEAST_HUGE, _PAGE, _MADV_HUGEPAGE = 1 << 22, 4096, 14
+# Functions that return an int leave the upper half of the word as it was.
+_INT = 0xFFFFFFFF
+
+
+@exact
+def _api(place, arguments):
+    return call(table.entry(place), arguments)
+
+
+@exact
+def new_status():
+    """A status, which says nothing yet."""
+    return _api(_NEW_STATUS, ())
+
+
+@exact
+def delete_status(status):
+    """Free a status."""
+    _api(_DELETE_STATUS, (status,))
+
+
+@exact
+def fail_call(context, code, message):
+    """End a call of a kernel with an error; `message` is the address of a C string."""
+    status = new_status()
+    _api(_SET_STATUS, (status, code, message))
+    _api(_FAIL_CALL, (context, status))
+    delete_status(status)
+    return 1
+
+
+@exact
+def fail_construction(construction, code, message):
+    """End the construction of a kernel with an error."""
+    status = new_status()
+    _api(_SET_STATUS, (status, code, message))
+    _api(_FAIL_CONSTRUCTION, (construction, status))
+    delete_status(status)
+
+
+@exact
+def attribute_of(construction, name):
+    """An attribute of a kernel that is constructed, an int; `name` is the address of a C string."""
+    status, value = new_status(), np.zeros(1, np.int64)
+    _api(_GET_ATTRIBUTE, (construction, name, value, status))
+    delete_status(status)
+    return value[0]
+
+
+@exact
+def set_unknown_shape(inference, status):
+    """Leave the shapes of all outputs open."""
+    _api(_SET_UNKNOWN_SHAPE, (inference, status))
+
+
+@exact
+def inputs_of(context):
+    """The input tensors of a call; to be deleted."""
+    tensors = np.zeros(_api(_NUM_INPUTS, (context,)) & _INT, np.int64)
+    status = new_status()
+    for i in range(tensors.size):
+        _api(_GET_INPUT, (context, i, tensors[i:], status))
+    delete_status(status)
+    return tensors
+
+
+@exact
+def allocate_output(context, index, dtype, dimensions, rank, size):
+    """A new output tensor, to be deleted; 0 if there is none, and then the call has failed.
+
+    dimensions: the address of `rank` words
+    size: in bytes
+    """
+    status = new_status()
+    tensor = _api(_ALLOCATE_OUTPUT, (context, index, dtype, dimensions, rank, size, status))
+    if tensor == 0:
+        _api(_FAIL_CALL, (context, status))
+    elif size >= _LEAST_HUGE and table.entry(table.ADVISE) != 0:
+        address = _api(_TENSOR_DATA, (tensor,))
+        start = (address + _PAGE - 1) // _PAGE * _PAGE
+        call(table.entry(table.ADVISE), (start, address + size - start, _MADV_HUGEPAGE))
+    delete_status(status)
+    return tensor
+
+
+@exact
+def delete_tensors(tensors):
+    """Let go of tensors; 0 is none."""
+    for tensor in tensors:
+        if tensor != 0:
+            _api(_DELETE_TENSOR, (tensor,))
+
+
+@exact
+def signature_of(tensors):
+    """The shapes of tensors: the rank and the sizes of each."""
+    length = 0
+    for tensor in tensors:
+        length += 1 + (_api(_NUM_DIMS, (tensor,)) & _INT)
+    signature = np.empty(length, np.int64)
+    place = 0
+    for tensor in tensors:
+        rank = _api(_NUM_DIMS, (tensor,)) & _INT
+        signature[place] = rank
+        for axis in range(rank):
+            signature[place + 1 + axis] = _api(_DIM, (tensor, axis))
+        place += 1 + rank
+    return signature
+
+
+@exact
+def describe(tensor, buffer):
+    """Fill in the buffer, as `memory` has it, of a tensor."""
+    dtype = _api(_TENSOR_TYPE, (tensor,)) & _INT
+    buffer[DATA] = _api(_TENSOR_DATA, (tensor,))
+    buffer[ELEMENTS] = _api(_ELEMENT_COUNT, (tensor,))
+    buffer[DTYPE] = OTHER
+    for place in range(len(NUMBERS)):
+        if NUMBERS[place] == dtype:
+            buffer[DTYPE] = place
+
+
+@exact
+def new_buffers(number):
+    """Room for buffers."""
+    return np.zeros((number, BUFFER), np.int64)
