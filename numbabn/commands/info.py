@@ -1,8 +1,11 @@
 """What numbabn runs on here."""
 
 import argparse
+import importlib
 import importlib.metadata
+import importlib.util
 import platform
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -45,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         "threading layer": _threading_layer(),
         "processor": numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
         "its features": " ".join(_features()),
-        "CUDA": _cuda(),
+        **_cuda(),
         "compiled kernels": str(cache_folder() or "kept nowhere: each process compiles its own"),
     }
     width = max(map(len, rows))
@@ -76,8 +79,32 @@ def _features() -> list[str]:
     return [feature for feature in FEATURES if present.get(feature)]
 
 
-def _cuda() -> str:
-    return (
-        f"no: numbabn {numbabn.__version__} has kernels for the CPU alone; what later ones need "
-        "comes with the extra cuda12 or cuda13"
-    )
+def _cuda() -> dict[str, str]:
+    """A row on CUDA, and one for each device."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        return {
+            "CUDA": "no: numba-cuda is not installed; with an NVIDIA GPU, pip install "
+            "'numbabn[cuda13]', or 'numbabn[cuda12]' where its driver is for CUDA 12"
+        }
+    cuda = importlib.import_module("numba.cuda")
+    error = cuda.cuda_error()
+    if error is not None:
+        reason, *_ = error.strip(" :\n").splitlines()
+        return {"CUDA": f"no: numba-cuda finds no device ({reason.rstrip('.')})"}
+    driver = importlib.import_module("numba.cuda.cudadrv.driver").get_version()
+    install = f"pip install 'numbabn[cuda{max(12, min(driver[0], 13))}]'"
+    if not importlib.import_module("numba.cuda.cudadrv.nvvm").is_available():
+        return {"CUDA": f"no: numba-cuda has no compiler here; {install}"}
+    toolkit = cuda.runtime.get_version()
+    versions = f"driver for CUDA {_dotted(driver)}, toolkit {_dotted(toolkit)}"
+    if toolkit[0] > driver[0]:
+        return {"CUDA": f"no: {versions}, which is too new for the driver; {install}"}
+    return {"CUDA": versions, **{f"device {d.id}": _device(d) for d in cuda.list_devices()}}
+
+
+def _device(device: Any) -> str:
+    return f"{device.name}, compute capability {_dotted(device.compute_capability)}"
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
