@@ -133,7 +133,8 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         store=elements.store_vector if vectorized else elements.store_scalar,
     )
     # The mean, which is saved in float64, is cut in two once for each column of a thread.
-    doubles = -1 if dtype == "float64" else lanes if kernel == "gradient_sums" else 0
+    # LLVM may copy what comes before a loop into the path around it, and to the loop's end.
+    doubles = -1 if dtype == "float64" else 3 * lanes if kernel == "gradient_sums" else 0
     return Variant(
         name, function, types.void(*signature), dtype, vectorized, THREADS,
         REGISTERS // (RESIDENT * THREADS), doubles,
@@ -158,6 +159,9 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
             _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _INT, *(compute,) * 5,
         ),
         "given_statistics": (*parameters[:3], _integers(3), _INT, _DOUBLES),
+        "merge_statistics": (
+            *(_BYTES,) * 6, _integers(6), _INT, _DOUBLES, _DOUBLES, _DOUBLES,
+        ),
         "renorm_corrections": (
             *parameters, _integers(4), _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _DOUBLES,
             _DOUBLES,
@@ -178,8 +182,8 @@ def word_kernel(kernel: str, size: int) -> Variant:
     """A kernel over words of `size` bytes: copy or bytes_on."""
     word, axes = types.CPointer(_WORDS[size]), _integers(copies.AXES)
     signature = {
-        "copy": (word, word, axes, axes, axes, _INT),
-        "bytes_on": (word, _WORDS[size], _BYTES, axes, axes, axes, _INT),
+        "copy": (word, word, _integers(2), axes, axes, axes, _INT),
+        "bytes_on": (word, _WORDS[size], _BYTES, _integers(2), axes, axes, axes, _INT),
     }[kernel]
     name = f"{kernel}_{8 * size}"
     return _simple(name, _bound(getattr(copies, kernel), name), signature)
@@ -203,7 +207,7 @@ def variants() -> Iterator[Variant]:
     for dtype in ("float32", "float64"):
         for kernel in ("fold_forward", "fold_backward", "given_coefficients", "move_statistics"):
             yield channel_kernel(kernel, dtype)
-    for kernel in ("given_statistics", "renorm_corrections"):
+    for kernel in ("given_statistics", "merge_statistics", "renorm_corrections"):
         yield channel_kernel(kernel, "float64")
     for size in _WORDS:
         yield word_kernel("copy", size)

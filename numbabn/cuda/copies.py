@@ -14,9 +14,9 @@ AXES = 8
 
 
 @device_function
-def offsets(index, sizes, source_steps, target_steps):
+def offsets(index, starts, sizes, source_steps, target_steps):
     """Where an element is in either array, from its place in C order."""
-    source = target = 0
+    source, target = starts[0], starts[1]
     for axis in range(AXES - 1, -1, -1):
         place = index % sizes[axis]
         index //= sizes[axis]
@@ -25,19 +25,19 @@ def offsets(index, sizes, source_steps, target_steps):
     return source, target
 
 
-def copy(source, target, sizes, source_steps, target_steps, total):
+def copy(source, target, starts, sizes, source_steps, target_steps, total):
     """target[...] = source; two arrays of one shape."""
     for index in range(cuda.grid(1), total, cuda.gridsize(1)):
-        here, there = offsets(index, sizes, source_steps, target_steps)
+        here, there = offsets(index, starts, sizes, source_steps, target_steps)
         target[there] = source[here]
 
 
-def bytes_on(source, keep, target, sizes, source_steps, target_steps, total):
+def bytes_on(source, keep, target, starts, sizes, source_steps, target_steps, total):
     """target[...] = 1 where source has a bit of `keep`, else 0.
 
     keep    all bits; for floats all but the sign's, since −0 is 0
     target  uint8
     """
     for index in range(cuda.grid(1), total, cuda.gridsize(1)):
-        here, there = offsets(index, sizes, source_steps, target_steps)
+        here, there = offsets(index, starts, sizes, source_steps, target_steps)
         target[there] = 1 if source[here] & keep else 0

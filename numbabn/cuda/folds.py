@@ -301,3 +301,24 @@ def move_statistics(
             renorm_mean[channel] = moving_average(old, mean, renorm_momentum)
             old = np.float64(renorm_stddev[channel])
             renorm_stddev[channel] = moving_average(old, stddev, renorm_momentum)
+
+
+def merge_statistics(
+    count_a, mean_a, variance_a, count_b, mean_b, variance_b, kinds, channels, count, mean,
+    variance,
+):  # fmt: skip
+    """The statistics of two sets together, (channels,) float64, from parameters."""
+    channel = cuda.grid(1)
+    if channel < channels:
+        number_a = parameter(count_a, kinds[0], channel)
+        number_b = parameter(count_b, kinds[3], channel)
+        number, merged, m2 = merge(
+            number_a,
+            parameter(mean_a, kinds[1], channel),
+            parameter(variance_a, kinds[2], channel) * number_a,
+            number_b,
+            parameter(mean_b, kinds[4], channel),
+            parameter(variance_b, kinds[5], channel) * number_b,
+        )
+        count[channel], mean[channel] = number, merged
+        variance[channel] = variance_of(number, m2)

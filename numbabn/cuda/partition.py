@@ -123,11 +123,10 @@ def _cut(
 ) -> Partition:  # fmt: skip
     y_lanes = threads // x_lanes
     tiles = -(-vectors // x_lanes)
-    blocks = min(MOST_BLOCKS, max(1, positions * vectors // (threads * LEAST_WALK)))
+    blocks = min(MOST_BLOCKS, positions * vectors // (threads * LEAST_WALK))
     splits = max(1, blocks // max(1, tiles))
-    # Whole steps, so that no thread has more than another.
-    split = max(1, -(-positions // splits // y_lanes) if splits > 1 else 1) * y_lanes
-    split = split if splits > 1 else max(y_lanes, -(-positions // y_lanes) * y_lanes)
+    # Whole steps, so that no thread has more than one position more than another.
+    split = max(1, -(-positions // (splits * y_lanes))) * y_lanes
     splits = max(1, -(-positions // split))
     step_runs, step_inner = divmod(y_lanes, run)
     return Partition(
