@@ -99,7 +99,7 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def layout_of(x: NDArray[Any], axis: Axis) -> Layout:
+def layout_of(x: Any, axis: Axis) -> Layout:
     """The layout of `x` with its channels along `axis`.
 
     Raises:
@@ -184,7 +184,7 @@ def check_array(x: Any, name: str) -> None:
         )
 
 
-def check_like(array: Any, name: str, x: NDArray[Any]) -> None:
+def check_like(array: Any, name: str, x: Any) -> None:
     """Raise unless `array` has the shape and dtype of `x`."""
     check_array(array, name)
     if array.shape != x.shape:

@@ -306,17 +306,30 @@ def library_of(array: Any) -> Any:
     return None
 
 
+LIBRARIES: dict[str, Any] = {"torch": Torch, "cupy": CuPy, "numba": Interface}
+
+
+def imported_library() -> Any:
+    """The first of them that the caller has imported, with a device of its own to use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return Torch
+    return CuPy if "cupy" in sys.modules else Interface
+
+
 @lru_cache(maxsize=1)
-def _devices() -> int:
+def device_count() -> int:
+    """How many devices there are."""
     return 1 if SIMULATED else len(cuda.gpus)
 
 
 def on(device: int) -> AbstractContextManager[Any]:
     """The context in which launches and allocations go to `device`."""
-    if _devices() == 1:
+    if device_count() == 1:
         # The only context there can be: found without being named.
         return nullcontext()
-    return cuda.gpus[device]  # type: ignore[no-any-return]
+    context: AbstractContextManager[Any] = cuda.gpus[device]
+    return context
 
 
 def argument(memory: DeviceArray | None, words: str | None = None) -> Any:
@@ -331,7 +344,7 @@ def argument(memory: DeviceArray | None, words: str | None = None) -> Any:
         return cuda.device_array(0, np.uint8)
     low, high = memory.extent
     dtype = np.dtype(words or _WORDS.get(memory.dtype.name, memory.dtype))
-    raw = (ctypes.c_char * max(1, high - low)).from_address(low or ctypes.addressof(_NOTHING))
+    raw: Any = (ctypes.c_char * max(1, high - low)).from_address(low or ctypes.addressof(_NOTHING))
     flat = np.frombuffer(raw, dtype, (high - low) // dtype.itemsize)
     return type(cuda.device_array(0, np.uint8))(flat)
 

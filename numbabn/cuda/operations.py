@@ -14,7 +14,14 @@ import numpy as np
 from .. import layout as lay
 from ..layout import Axis, Layout
 from . import folds, kernels, launch, masks
-from .device import DeviceArray, contiguous_strides, library_of
+from .device import (
+    LIBRARIES,
+    DeviceArray,
+    contiguous_strides,
+    device_count,
+    imported_library,
+    library_of,
+)
 from .launch import DeviceMask, Reference
 
 FLOAT64 = np.dtype(np.float64)
@@ -290,7 +297,10 @@ def normalize(
     if out is not None:
         out = _check_out(out, prepared, {"x": prepared.x, **parameters}, over=("x",))
     result = _Output(prepared, out)
-    launch.normalize(prepared.canonical, *parameters.values(), epsilon, result.canonical)
+    launch.normalize(
+        prepared.canonical, parameters["mean"], parameters["variance"], parameters["gamma"],
+        parameters["beta"], epsilon, result.canonical,
+    )  # fmt: skip
     return result.finish()
 
 
@@ -365,7 +375,7 @@ def normalize_backward(
     given = {"mean": mean, "variance": variance, "gamma": gamma}
     parameters = _parameters(given, prepared, ("mean", "variance"))
     saved = _empty(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
-    launch.given_statistics(*parameters.values(), saved)
+    launch.given_statistics(parameters["mean"], parameters["variance"], parameters["gamma"], saved)
     return _backward(dy, prepared, saved, epsilon, None, False, out, parameters)
 
 
@@ -494,8 +504,72 @@ def to_host(array: Any) -> Any:
 # What the layer needs
 
 
+class Place(NamedTuple):
+    """Where a layer's weights are."""
+
+    device: int
+    library: Any
+
+    def __str__(self) -> str:
+        name = "Numba" if self.library.name == "interface" else self.library.name
+        return f"arrays of {name} on CUDA device {self.device}"
+
+    def array(self, values: Any) -> Any:
+        """A copy of a NumPy array there."""
+        return self.library.from_host(values, self.device)
+
+    def holds(self, array: DeviceArray) -> bool:
+        """Whether an array is there too."""
+        return self.library is array.library and self.device == array.device
+
+
+def place(device: str | int, library: str | None, now: Place | None) -> Place:
+    """See `BatchNormalization.to`."""
+    number = device
+    if isinstance(device, str):
+        kind, _, digits = device.partition(":")
+        number = int(digits or "0") if kind == "cuda" and (digits or device == kind) else -1
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"device must be a string or a number, got {type(device).__name__}")
+    if not 0 <= number < device_count():
+        raise ValueError(
+            f"device must be 'cpu', 'cuda', or one of {device_count()} devices by number, as in "
+            f"'cuda:0', got {device!r}"
+        )
+    if library is None:
+        return Place(number, now.library if now is not None else imported_library())
+    if library not in LIBRARIES:
+        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}")
+    return Place(number, LIBRARIES[library])
+
+
+def place_of(array: DeviceArray) -> Place:
+    """Where an array is."""
+    return Place(array.device, array.library)
+
+
+def dtype_of(array: Any) -> Any:
+    """The NumPy dtype of an array on a device."""
+    return describe(array, "a weight").dtype
+
+
+def copy_of(values: Any, name: str, old: Any, where: Place) -> Any:
+    """A copy of `values`, which have to be as `old` is."""
+    wanted = describe(old, name)
+    given = describe(values, name)
+    if not where.holds(given):
+        raise TypeError(f"{name} must be in {where}, got {type(values).__name__}")
+    if given.shape != wanted.shape:
+        raise ValueError(f"{name} must have shape {wanted.shape}, got {given.shape}")
+    if given.dtype != wanted.dtype:
+        raise TypeError(f"{name} must have dtype {wanted.dtype}, got {given.dtype}")
+    new = _empty(given, given.shape, given.dtype)
+    launch.copy(given, new)
+    return new.owner
+
+
 def move_statistics(
-    values: Any, epsilon: float, momentum: float, renorm_momentum: float | None, layout: Layout,
+    values: Any, layout: Layout, epsilon: float, momentum: float, renorm_momentum: float | None,
     moving: list[Any],
 ) -> None:  # fmt: skip
     """Move a layer's statistics, in place; see `launch.move_statistics`."""
@@ -504,9 +578,3 @@ def move_statistics(
     steps = contiguous_strides(layout.channel_shape)
     in_order = _reordered(saved, layout, _channel_steps(layout), steps)
     launch.move_statistics(in_order, epsilon, momentum, renorm_momentum, described)
-
-
-def same_place(array: Any, like: Any) -> bool:
-    """Whether two device arrays are of one library and on one device."""
-    one, other = library_of(array), library_of(like)
-    return one is other and one.describe(array).device == other.describe(like).device

@@ -182,6 +182,7 @@ TRAINING = Function(
         (*ARGUMENTS, "mask", *LIMITS, *STATISTICS),
         _forward_shapes,
         _forward,
+        moved=STATISTICS,
     ),
     backward=Operation(
         "batch_norm_backward",
