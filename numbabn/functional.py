@@ -444,6 +444,9 @@ def batch_norm_backward(
     """
     if not isinstance(saved, Saved):
         raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
+    if on_device(x) is not on_device(saved._values):
+        where = "on a CUDA device" if on_device(saved._values) else "in NumPy"
+        raise TypeError(f"x must be what the forward pass had, {where}, got {type(x).__name__}")
     if on_device(x):
         device = device_operations()
         _check_same(device.describe(x, "x"), saved)

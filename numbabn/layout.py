@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .targets import on_device
+
 Axis = Any  # int | Sequence[int]: what callers pass as `axis`
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -282,8 +284,17 @@ def real_values(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.fl
     return array.astype(np.float64, copy=False)
 
 
+def _host_array(values: Any, name: str) -> NDArray[Any]:
+    """`values` as a NumPy array; TypeError where that would wait for a device, unasked."""
+    if not isinstance(values, np.ndarray) and on_device(values):
+        raise TypeError(
+            f"{name} is on a CUDA device ({type(values).__name__}), and other arrays are not"
+        )
+    return np.asarray(values)
+
+
 def _real(values: Any, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
+    array = _host_array(values, name)
     if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
         raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
     return array
@@ -300,7 +311,7 @@ def check_mask(mask: Any, x: NDArray[Any]) -> NDArray[np.bool_] | None:
     """
     if mask is None:
         return None
-    on = np.asarray(mask)
+    on = _host_array(mask, "mask")
     if on.dtype.kind not in "bfiu" and float_name(on.dtype) is None:
         raise TypeError(f"mask must hold bools or real numbers, got {on.dtype.name}")
     full = on[..., None] if on.ndim == x.ndim - 1 else on

@@ -69,17 +69,17 @@ class BatchStatistics:
         """
         if not isinstance(other, BatchStatistics):
             raise TypeError(f"other must be a BatchStatistics, got {type(other).__name__}")
-        if other.mean.shape != self.mean.shape:
-            raise ValueError(
-                f"statistics to be merged must have one shape, "
-                f"got {self.mean.shape} and {other.mean.shape}"
-            )
         if on_device(self.mean) or on_device(other.mean):
             return BatchStatistics(
                 *device_operations().merge(
                     (self.count, self.mean, self.variance),
                     (other.count, other.mean, other.variance),
                 )
+            )
+        if other.mean.shape != self.mean.shape:
+            raise ValueError(
+                f"statistics to be merged must have one shape, "
+                f"got {self.mean.shape} and {other.mean.shape}"
             )
         count, mean, m2 = formulas.merge(
             self.count, self.mean, self.variance * self.count,

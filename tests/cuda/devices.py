@@ -1,11 +1,10 @@
 """Arrays on a device, of every library that there is: from NumPy arrays and back."""
 
 import ctypes
+import os
 
 import ml_dtypes
 import numpy as np
-
-from conftest import WHERE
 from numba import cuda
 
 import numbabn
@@ -14,7 +13,7 @@ from arrays import assert_close, parameter_dtype
 from numbabn.cuda.operations import describe
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-ON_HARDWARE = WHERE == "device"
+ON_HARDWARE = os.environ["NUMBABN_CUDA"] == "device"
 # "plain" has nothing but the array interface. In simulation there are no other libraries.
 LIBRARIES = ["numba", "plain", "cupy", "torch"] if ON_HARDWARE else ["numba", "plain"]
 
