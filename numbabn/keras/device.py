@@ -113,7 +113,7 @@ def _normalize_backward(
     if wanted == ("dx",):
         # dx = gamma · rstd · dy: no sum over the batch, and x is not read.
         dx = operations.normalize(
-            inputs["dy"], _zeros_like(mean), variance, gamma, None, attributes.axis,
+            inputs["dy"], _zeros(mean), variance, gamma, None, attributes.axis,
             attributes.epsilon, outputs.get("dx"),
         )  # fmt: skip
         return {"dx": dx}
@@ -139,17 +139,18 @@ def _copied(array: Any, target: Any = None) -> Any:
 
     source = device.library_of(array).describe(array)
     if target is None:
-        target = _new(source)
+        target = _new(source, source.dtype)
     launch.copy(source, device.library_of(target).describe(target))
     return target
 
 
-def _zeros_like(array: Any) -> Any:
+def _zeros(array: Any) -> Any:
+    """Zeros of the shape of an array."""
     from ..cuda import device, launch
 
     like = device.library_of(array).describe(array)
-    zero = like.library.describe(_zero(like.library, like.dtype.name, like.device))
-    target = _new(like)
+    zero = like.library.describe(_zero(like.library, like.device))
+    target = _new(like, zero.dtype)
     launch.copy(
         zero._replace(shape=like.shape, strides=(0,) * like.ndim), like.library.describe(target)
     )
@@ -157,13 +158,13 @@ def _zeros_like(array: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _zero(library: Any, dtype: str, device: int) -> Any:
+def _zero(library: Any, device: int) -> Any:
     """One zero on a device, for good: to bring one there takes as long as all else."""
-    return library.from_host(np.zeros(1, dtype), device)
+    return library.from_host(np.zeros(1, np.float32), device)
 
 
-def _new(like: Any) -> Any:
-    """New memory of the shape and dtype of a described array."""
+def _new(like: Any, dtype: Any) -> Any:
+    """New memory of the shape of a described array."""
     from ..cuda import device
 
-    return like.library.empty(like.shape, device.contiguous_strides(like.shape), like.dtype, like)
+    return like.library.empty(like.shape, device.contiguous_strides(like.shape), dtype, like)

@@ -182,7 +182,7 @@ def _on_device(
 
     def fill(context: Any, outputs: Tensors, inputs: Tensors) -> None:
         def array(name: str, buffer: Any, kind: str) -> _Buffer:
-            return _Buffer(buffer, kind, name in residuals, context.stream)
+            return _Buffer(buffer, kind, name in residuals, context)
 
         given = {name: array(name, each, kinds[name]) for name, each in inputs.items()}
         into = {name: array(name, each, wanted[name].dtype) for name, each in outputs.items()}
@@ -219,14 +219,15 @@ def _from_bits(tensor: Any, kind: str) -> Any:
 class _Buffer:
     """A buffer of XLA's as an array on its device: its memory, dtype and stream."""
 
-    def __init__(self, buffer: Any, kind: str, packed: bool, stream: int) -> None:
+    def __init__(self, buffer: Any, kind: str, packed: bool, context: Any) -> None:
         interface = dict(buffer.__cuda_array_interface__)
         if kind == "bfloat16":
             interface["typestr"] = "<V2"  # as torch has it
         if packed:
             interface["typestr"], interface["shape"] = "<f8", interface["shape"][:-1]
         # Buffers are row-major. The default stream has a number of its own in the interface.
-        self.__cuda_array_interface__ = {**interface, "strides": None, "stream": stream or 1}
+        interface |= {"strides": None, "stream": context.stream or 1}
+        self.__cuda_array_interface__ = interface
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
