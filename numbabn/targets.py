@@ -35,13 +35,13 @@ def device_operations() -> ModuleType:
     """
     global _device_operations
     if _device_operations is None:
-        try:
-            from .cuda import operations, runtime
-        except ImportError as error:
-            raise RuntimeError(str(error)) from error
-        reason = runtime.why_unavailable()
+        from .cuda.availability import why_unavailable
+
+        reason = why_unavailable()
         if reason is not None:
             raise RuntimeError(reason)
+        from .cuda import operations
+
         _device_operations = operations
     return _device_operations
 

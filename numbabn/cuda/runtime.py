@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +16,6 @@ import numpy as np
 
 # Numba's simulator runs kernels in plain Python, one thread of the process for each of theirs.
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
-
-_INSTALL = "pip install 'numbabn[cuda13]' (or 'numbabn[cuda12]', after the driver's CUDA version)"
 
 
 @contextmanager
@@ -44,23 +41,6 @@ def _import() -> ModuleType:
             import numba.cuda.np.arrayobj  # noqa: F401
     return cuda
 
-
-def why_unavailable() -> str | None:
-    """One sentence on why no kernel can run here, or None where one can."""
-    if find_spec("numba_cuda") is None:
-        return f"numba-cuda is not installed: {_INSTALL}"
-    if not SIMULATED:
-        from numba import cuda
-
-        if not cuda.is_available():
-            reason = cuda.cuda_error()
-            detail = "no device was found" if reason is None else str(reason).splitlines()[0]
-            return f"CUDA cannot be used: {detail}; it needs a driver, a device and {_INSTALL}"
-    return None
-
-
-if find_spec("numba_cuda") is None:
-    raise ImportError(f"device arrays need numba-cuda, which is not installed: {_INSTALL}")
 
 cuda: Any = _import()
 
