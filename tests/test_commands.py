@@ -1,7 +1,6 @@
 """``python -m numbabn``: what it prints, and how it ends."""
 
 import importlib
-import importlib.util
 import json
 import re
 import sys
@@ -32,49 +31,27 @@ def test_info_names_what_it_runs_on(capsys):
     assert numbabn.__version__ in printed
 
 
-def install_cuda(monkeypatch, *, error=None, driver=(13, 0), toolkit=(13, 4), compiler=True):
-    """Stand-ins for what `info` asks of numba-cuda, or for its absence where `driver` is None."""
-    found = importlib.util.find_spec
-    spec = None if driver is None else SimpleNamespace()
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: spec if name == "numba_cuda" else found(name)
-    )
+def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4)):
+    """Stand-ins for what `info` asks of numba-cuda."""
     h200 = SimpleNamespace(id=0, name="NVIDIA H200", compute_capability=(9, 0))
     cuda = SimpleNamespace(
-        cuda_error=lambda: error,
-        runtime=SimpleNamespace(get_version=lambda: toolkit),
-        list_devices=lambda: [h200],
+        runtime=SimpleNamespace(get_version=lambda: toolkit), list_devices=lambda: [h200]
     )
-    for name, module in {
-        "numba.cuda": cuda,
-        "numba.cuda.cudadrv.driver": SimpleNamespace(get_version=lambda: driver),
-        "numba.cuda.cudadrv.nvvm": SimpleNamespace(is_available=lambda: compiler),
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("numbabn.commands.info.why_unavailable", lambda: missing)
+    monkeypatch.setitem(sys.modules, "numba.cuda", cuda)
+    monkeypatch.setitem(
+        sys.modules, "numba.cuda.cudadrv.driver", SimpleNamespace(get_version=lambda: driver)
+    )
 
 
 @pytest.mark.parametrize(
     ("installed", "said"),
     [
-        (
-            {"driver": None},
-            "CUDA              no: numba-cuda is not installed; with an NVIDIA GPU, pip install "
-            "'numbabn[cuda13]', or 'numbabn[cuda12]' where its driver is for CUDA 12\n",
-        ),
-        (
-            {"error": "\nCUDA driver library cannot be found.\nEnsure that\n"},
-            "CUDA              no: numba-cuda finds no device "
-            "(CUDA driver library cannot be found)\n",
-        ),
-        (
-            {"driver": (12, 8), "compiler": False},
-            "CUDA              no: numba-cuda has no compiler here; "
-            "pip install 'numbabn[cuda12]'\n",
-        ),
+        ({"missing": "it is not there"}, "CUDA              no: it is not there\n"),
         (
             {"driver": (12, 8)},
             "CUDA              no: driver for CUDA 12.8, toolkit 13.4, which is too new for the "
-            "driver; pip install 'numbabn[cuda12]'\n",
+            "driver: pip install 'numbabn[cuda12]'\n",
         ),
         (
             {},
@@ -82,12 +59,18 @@ def install_cuda(monkeypatch, *, error=None, driver=(13, 0), toolkit=(13, 4), co
             "device 0          NVIDIA H200, compute capability 9.0\n",
         ),
     ],
-    ids=["no numba-cuda", "no driver", "no compiler", "old driver", "a device"],
+    ids=["something is missing", "an old driver", "a device"],
 )
 def test_info_says_what_cuda_there_is(installed, said, monkeypatch, capsys):
     install_cuda(monkeypatch, **installed)
     assert main(["info"]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_info_names_the_extra_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("numbabn.cuda.availability.find_spec", lambda name: None)
+    assert main(["info"]) == 0
+    assert "not installed: pip install 'numbabn[cuda13]'" in capsys.readouterr().out
 
 
 def test_every_command_has_a_module_of_its_own():

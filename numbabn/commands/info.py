@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import platform
 from typing import Any
 
@@ -15,6 +14,7 @@ import numbabn
 
 from ..cpu.compile import cache_folder
 from ..cpu.threads import LEAST_PARALLEL
+from ..cuda.availability import why_unavailable
 
 PACKAGES = ["numba", "llvmlite", "numpy", "ml_dtypes", "numba-cuda", "keras", "torch", "jax"]
 # Those that decide what the kernels compile to: vector width, and 16-bit floats in hardware.
@@ -81,24 +81,18 @@ def _features() -> list[str]:
 
 def _cuda() -> dict[str, str]:
     """A row on CUDA, and one for each device."""
-    if importlib.util.find_spec("numba_cuda") is None:
-        return {
-            "CUDA": "no: numba-cuda is not installed; with an NVIDIA GPU, pip install "
-            "'numbabn[cuda13]', or 'numbabn[cuda12]' where its driver is for CUDA 12"
-        }
+    reason = why_unavailable()
+    if reason is not None:
+        return {"CUDA": f"no: {reason}"}
+    if numba.config.ENABLE_CUDASIM:
+        return {"CUDA": "simulated on the host, as NUMBA_ENABLE_CUDASIM says"}
     cuda = importlib.import_module("numba.cuda")
-    error = cuda.cuda_error()
-    if error is not None:
-        reason, *_ = error.strip(" :\n").splitlines()
-        return {"CUDA": f"no: numba-cuda finds no device ({reason.rstrip('.')})"}
     driver = importlib.import_module("numba.cuda.cudadrv.driver").get_version()
-    install = f"pip install 'numbabn[cuda{max(12, min(driver[0], 13))}]'"
-    if not importlib.import_module("numba.cuda.cudadrv.nvvm").is_available():
-        return {"CUDA": f"no: numba-cuda has no compiler here; {install}"}
     toolkit = cuda.runtime.get_version()
     versions = f"driver for CUDA {_dotted(driver)}, toolkit {_dotted(toolkit)}"
     if toolkit[0] > driver[0]:
-        return {"CUDA": f"no: {versions}, which is too new for the driver; {install}"}
+        fitting = f"pip install 'numbabn[cuda{driver[0]}]'"
+        return {"CUDA": f"no: {versions}, which is too new for the driver: {fitting}"}
     return {"CUDA": versions, **{f"device {d.id}": _device(d) for d in cuda.list_devices()}}
 
 
