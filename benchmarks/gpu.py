@@ -25,6 +25,7 @@ import numpy as np
 
 import numbabn
 from numbabn.commands.table import table
+from numbabn.cuda.availability import why_unavailable
 
 from . import common
 from .common import Record, Timing
@@ -281,6 +282,9 @@ class Device:
                 "This benchmark needs an NVIDIA GPU, and torch "
                 f"{self.torch.__version__} finds none here"
             )
+        missing = why_unavailable()
+        if missing is not None:
+            raise SystemExit(f"This benchmark cannot run: {missing}")
         properties = self.torch.cuda.get_device_properties(0)
         self.name: str = properties.name
         self.cache: int = properties.L2_cache_size

@@ -124,19 +124,27 @@ def test_results_of_a_call_do_not_share_memory():
     assert most == 3
 
 
+def torch_with(device):
+    cuda = SimpleNamespace(is_available=lambda: device)
+    return SimpleNamespace(__version__="2.13.0", cuda=cuda)
+
+
 @pytest.mark.parametrize(
     ("torch", "said"),
     [
         (None, "This benchmark compares with torch, which is not installed"),
         (
-            SimpleNamespace(__version__="2.13.0", cuda=SimpleNamespace(is_available=lambda: False)),
+            torch_with(device=False),
             "This benchmark needs an NVIDIA GPU, and torch 2.13.0 finds none here",
         ),
+        (torch_with(device=True), "This benchmark cannot run: numba-cuda is missing"),
     ],
+    ids=["no torch", "no device", "no numba-cuda"],
 )
-def test_without_a_device_it_ends_with_a_sentence(torch, said, monkeypatch):
+def test_it_ends_with_a_sentence_where_it_cannot_run(torch, said, monkeypatch):
     monkeypatch.setattr(common, "installed", lambda module: torch is not None)
     monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(gpu, "why_unavailable", lambda: "numba-cuda is missing")
     monkeypatch.setattr(sys, "argv", ["gpu", "--quick"])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
