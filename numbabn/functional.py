@@ -1,4 +1,11 @@
-"""The operations on arrays: check, lay out, allocate, call the target, wrap the result."""
+"""The operations on arrays: check, lay out, allocate, call the target, wrap the result.
+
+Arrays are NumPy's, or are on a CUDA device: torch's CUDA tensors, CuPy's arrays, Numba's device
+arrays, and whatever else has `__cuda_array_interface__`. The arrays of a call are of one library.
+Then every result is of that library and on that device (Numba's where the library is none of
+these), the work goes to the stream that the library runs on, and nothing waits for the device.
+Gradients of torch are not tracked: tensors that require one are read as they are.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +112,8 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
     1502.03167), algorithm 1.
 
     Args:
-        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
+            NumPy array, or one on a CUDA device.
         axis: the channel axis, or a list of them; negative ones count from the last.
         mask: bool, integer or float, nonzero is on. Of the rank of `x`, or one less (then
             a last axis is added, whatever `axis` is); each size that of `x`, or 1.
@@ -113,11 +121,13 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
     Returns:
         A :class:`BatchStatistics` of float64 arrays of shape ``(channels,)``; for a list of
         several axes, of the rank of `x` with 1 on every reduced axis. Where n is 0, mean
-        and variance are 0.
+        and variance are 0. Of an `x` on a device they are there too.
 
     Raises:
-        TypeError: `x` is not an array of such floats; `axis` or `mask` has a wrong type.
+        TypeError: `x` is not an array of such floats; `axis` or `mask` has a wrong type, or
+            `mask` is not of the library of `x`.
         ValueError: `axis` is out of range, or `mask` does not fit.
+        RuntimeError: `x` is on a device, and nothing can run there.
 
     >>> import numpy as np
     >>> x = np.array([[1.0, 10.0], [3.0, 30.0], [np.nan, np.nan]])
@@ -154,10 +164,11 @@ def normalize(
     carries more than float32, so data far from 0 lose nothing.
 
     Args:
-        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
+            NumPy array, or one on a CUDA device.
         mean, variance: one value a channel: ``(channels,)``, or for a list of several axes
             the rank of `x` with 1 on every reduced axis.
-        gamma, beta: as `mean`; None for 1 and 0.
+        gamma, beta: as `mean`; None for 1 and 0. On a device all four are arrays of floats.
         axis: the channel axis, or a list of them.
         epsilon: added to the variance.
         out: where to write the result; of the shape and dtype of `x`, possibly `x` itself.
@@ -166,7 +177,7 @@ def normalize(
         `out`, or a new array of the dtype and memory order of `x`.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape or value, or an `out` that overlaps an input otherwise.
 
     >>> import numpy as np
@@ -230,7 +241,7 @@ def normalize_backward(
         channel: float64 where `x` is, otherwise float32.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape or value, or an `out` that overlaps an input otherwise.
 
     >>> import numpy as np
@@ -278,10 +289,10 @@ def renorm_correction(
         clipping: a :class:`RenormClipping`, a dictionary with its keys, or None for no limits.
 
     Returns:
-        r and d, float64, of the shape of `mean`.
+        r and d, float64, of the shape of `mean`, on its device.
 
     Raises:
-        TypeError: something other than real numbers.
+        TypeError: something other than real numbers, or arrays of several libraries.
         ValueError: the shapes differ, or a value is out of range.
 
     >>> r, d = renorm_correction([3.0], [4.0], [0.0], [1.0], epsilon=1e-9, clipping={"dmax": 1})
@@ -332,9 +343,11 @@ def batch_norm_forward(
     1; Ioffe 2017 (arXiv 1702.03275), section 3.
 
     Args:
-        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
+            NumPy array, or one on a CUDA device.
         gamma, beta: one value a channel: ``(channels,)``, or for a list of several axes
-            the rank of `x` with 1 on every reduced axis; None for 1 and 0.
+            the rank of `x` with 1 on every reduced axis; None for 1 and 0. On a device they
+            are arrays of floats, as the reference is.
         axis: the channel axis, or a list of them.
         mask: as for :func:`batch_statistics`.
         epsilon: added to the variance.
@@ -347,7 +360,7 @@ def batch_norm_forward(
         needs: per-channel values and the mask, with the attributes `statistics`, `r`, `d`.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape or value, or an `out` that overlaps an input.
 
     >>> import numpy as np
@@ -432,7 +445,7 @@ def batch_norm_backward(
         channel: float64 where `x` is, otherwise float32.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape, or an `out` that overlaps an input otherwise.
 
     >>> import numpy as np

@@ -228,7 +228,7 @@ class BatchNormalization:
         """Normalize `x`; with `training`, by its own statistics, which the moving ones follow.
 
         Args:
-            x: float16, bfloat16, float32 or float64, in any memory order.
+            x: float16, bfloat16, float32 or float64, in any memory order; where the weights are.
             training: whether this is a training step. A layer that is not `trainable` runs
                 in inference mode all the same.
             mask: as for :func:`numbabn.batch_statistics`; used in training only.

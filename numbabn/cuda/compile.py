@@ -36,14 +36,14 @@ _ELEMENTS = {
     "float32": types.float32,
     "float64": types.float64,
 }
-_WORDS = {1: types.uint8, 2: types.uint16, 4: types.uint32, 8: types.uint64}
+_WORDS = {1: types.int8, 2: types.int16, 4: types.int32, 8: types.int64}
 
 # In simulation a block's threads are threads of the process, which take a while to start.
 THREADS = 32 if SIMULATED else partition.THREADS
 FOLD_THREADS = 32 if SIMULATED else 128
-# Blocks that should fit on a multiprocessor together, of THREADS each: 24 warps with four
-# reads of 16 bytes in flight in each thread cover the latency of memory.
-RESIDENT = 3
+# Blocks that should fit on a multiprocessor together: 64 bytes in flight in each thread of two
+# are 32 KB, and 25 KB cover the latency of an H200's memory (36 bytes a ns, 700 ns).
+RESIDENT = 2
 # Registers of a multiprocessor, on every device since 2014.
 REGISTERS = 65536
 
@@ -96,9 +96,15 @@ def _compute(dtype: str) -> Any:
     return types.float64 if dtype == "float64" else types.float32
 
 
-# Reads in flight in each thread: 64 bytes with vectors; scalars are a quarter of them at most.
-_CHUNKS = {"statistics": 4, "normalize": 4, "gradient_sums": 2, "gradient": 2}
-_SCALAR_CHUNK = 8
+def _chunk(kernel: str, vector: int, mask: str) -> int:
+    """Positions that a thread reads before it computes: 64 bytes in flight, or 8 scalars."""
+    arrays = 2 if kernel.startswith("gradient") else 1
+    if vector == 1:
+        return 8 // arrays
+    if mask == "elements":
+        # Each element has a place in the mask to be found: more would not fit in registers.
+        return max(1, 8 // (vector * arrays))
+    return 4 // arrays
 
 
 @cache
@@ -115,7 +121,7 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
     vector = vector_of(dtype) if vectorized else 1
     lanes = vector if layout == "rows" else 1
     name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
-    chunk = _CHUNKS[kernel] if vectorized else _SCALAR_CHUNK
+    chunk = _chunk(kernel, vector, mask)
     function = _bound(
         getattr(kernels, kernel),
         name,
@@ -132,9 +138,7 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         load=elements.load_vector if vectorized else elements.load_scalar,
         store=elements.store_vector if vectorized else elements.store_scalar,
     )
-    # The mean, which is saved in float64, is cut in two once for each column of a thread.
-    # LLVM may copy what comes before a loop into the path around it, and to the loop's end.
-    doubles = -1 if dtype == "float64" else 3 * lanes if kernel == "gradient_sums" else 0
+    doubles = -1 if dtype == "float64" else 0
     return Variant(
         name, function, types.void(*signature), dtype, vectorized, THREADS,
         REGISTERS // (RESIDENT * THREADS), doubles,
@@ -183,7 +187,7 @@ def word_kernel(kernel: str, size: int) -> Variant:
     word, axes = types.CPointer(_WORDS[size]), _integers(copies.AXES)
     signature = {
         "copy": (word, word, _integers(2), axes, axes, axes, _INT),
-        "bytes_on": (word, _WORDS[size], _BYTES, _integers(2), axes, axes, axes, _INT),
+        "bytes_on": (word, _INT, _BYTES, _integers(2), axes, axes, axes, _INT),
     }[kernel]
     name = f"{kernel}_{8 * size}"
     return _simple(name, _bound(getattr(copies, kernel), name), signature)
@@ -214,18 +218,26 @@ def variants() -> Iterator[Variant]:
         yield word_kernel("bytes_on", size)
 
 
-_compiled: dict[str, Any] = {}
+_compiled: dict[tuple[str, int], Any] = {}
+_translated: dict[str, Any] = {}
 
 
-def compiled(variant: Variant) -> Any:
-    """The variant compiled; on its first use for the current device, which may take seconds."""
-    kernel = _compiled.get(variant.name)
+def compiled(variant: Variant, device: int) -> Any:
+    """The variant for a device, which has to be the current one; its first use takes seconds."""
+    kernel = _compiled.get((variant.name, device))
     if kernel is None:
-        if SIMULATED:
-            kernel = cuda.jit(variant.function)
-        else:
-            # Not optimized at link time: what is compiled without a device is the same code.
-            dispatcher = cuda.jit(variant.signature, lto=False, **variant.options)(variant.function)
-            (kernel,) = dispatcher.overloads.values()
-        _compiled[variant.name] = kernel
+        kernel = _compiled[variant.name, device] = _load(variant)
     return kernel
+
+
+def _load(variant: Variant) -> Any:
+    if SIMULATED:
+        return cuda.jit(variant.function)
+    translated = _translated.get(variant.name)
+    if translated is None:
+        # Not optimized at link time: what is compiled without a device is the same code.
+        dispatcher = cuda.jit(variant.signature, lto=False, **variant.options)(variant.function)
+        (translated,) = dispatcher.overloads.values()
+        _translated[variant.name] = translated
+    translated.bind()
+    return translated._codelibrary.get_cufunc().kernel

@@ -35,7 +35,7 @@ def copy(source, target, starts, sizes, source_steps, target_steps, total):
 def bytes_on(source, keep, target, starts, sizes, source_steps, target_steps, total):
     """target[...] = 1 where source has a bit of `keep`, else 0.
 
-    keep    all bits; for floats all but the sign's, since −0 is 0
+    keep    an integer: all bits, or for floats all but the sign's, since −0 is 0
     target  uint8
     """
     for index in range(cuda.grid(1), total, cuda.gridsize(1)):

@@ -20,19 +20,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .compile import Variant, compiled
 from .runtime import SIMULATED, cuda
 
 
-class _BFloat16:
-    """What is asked of a dtype, for bfloat16, which NumPy alone does not know."""
+class DType(NamedTuple):
+    """What is asked of a dtype, of NumPy's by their names: NumPy alone has no bfloat16.
 
-    name, kind, itemsize, isnative = "bfloat16", "V", 2, True
+    And it takes longer to say the name of one than all else that is asked here.
+    """
+
+    name: str
+    kind: str
+    itemsize: int
+    isnative: bool = True
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def on_host(self) -> Any:
+        """The same for NumPy; two bytes for bfloat16 where ml_dtypes is not imported."""
+        if self.kind != "V":
+            return np.dtype(self.name)
+        known = sys.modules.get("ml_dtypes")
+        return np.dtype("V2") if known is None else np.dtype(known.bfloat16)
 
-BFLOAT16 = _BFloat16()
+
+BFLOAT16 = DType("bfloat16", "V", 2)
+
+
+@lru_cache(maxsize=64)
+def dtype_of(dtype: Any) -> DType:
+    """From a NumPy dtype, or from the type string of an array interface."""
+    resolved = np.dtype(dtype)
+    # The array interface has no bfloat16: it comes as two bytes without a meaning.
+    if resolved.name in ("bfloat16", "void16"):
+        return BFLOAT16
+    return DType(resolved.name, resolved.kind, resolved.itemsize, resolved.isnative)
+
+
+BYTE, FLOAT32, FLOAT64 = (dtype_of(each) for each in (np.uint8, np.float32, np.float64))
 
 
 class DeviceArray(NamedTuple):
@@ -41,7 +69,7 @@ class DeviceArray(NamedTuple):
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]  # bytes
-    dtype: Any  # np.dtype, or BFLOAT16
+    dtype: DType
     device: int
     stream: int  # what its library runs on now
     library: Any  # one of the classes below
@@ -61,7 +89,7 @@ class DeviceArray(NamedTuple):
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return int(self.dtype.itemsize)
+        return self.dtype.itemsize
 
     @property
     def is_contiguous(self) -> bool:
@@ -89,6 +117,7 @@ def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: in
     return True
 
 
+@lru_cache(maxsize=4096)
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The steps of C order, in elements."""
     steps, step = [], 1
@@ -96,12 +125,6 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         steps.append(step)
         step *= max(1, size)
     return tuple(reversed(steps))
-
-
-def _dtype_of(dtype: Any) -> Any:
-    resolved = np.dtype(dtype)
-    # The array interface has no bfloat16: it comes as two bytes without a meaning.
-    return BFLOAT16 if resolved.name in ("bfloat16", "void16") else resolved
 
 
 class Torch:
@@ -132,7 +155,9 @@ class Torch:
         )
 
     @staticmethod
-    def empty(shape: tuple[int, ...], steps: tuple[int, ...], dtype: Any, like: DeviceArray) -> Any:
+    def empty(
+        shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
+    ) -> Any:
         """A new array of such strides, in elements, on the device of `like`."""
         torch = sys.modules["torch"]
         wanted = getattr(torch, dtype.name)
@@ -161,7 +186,7 @@ def _torch_dtypes() -> dict[Any, Any]:
     names = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
     return {
         torch.bfloat16: BFLOAT16,
-        **{getattr(torch, name): np.dtype(name) for name in names},
+        **{getattr(torch, name): dtype_of(name) for name in names},
     }
 
 
@@ -175,15 +200,17 @@ class CuPy:
         """See the module."""
         stream = sys.modules["cupy"].cuda.get_current_stream(array.device.id).ptr
         return DeviceArray(
-            array.data.ptr, array.shape, array.strides, _dtype_of(array.dtype),
+            array.data.ptr, array.shape, array.strides, dtype_of(array.dtype),
             array.device.id, stream, CuPy, array,
         )  # fmt: skip
 
     @staticmethod
-    def empty(shape: tuple[int, ...], steps: tuple[int, ...], dtype: Any, like: DeviceArray) -> Any:
+    def empty(
+        shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
+    ) -> Any:
         """As `Torch.empty`."""
         cupy = sys.modules["cupy"]
-        wanted = like.owner.dtype if dtype is like.dtype else np.dtype(dtype.name)
+        wanted = like.owner.dtype if dtype == like.dtype else dtype.on_host
         with cupy.cuda.Device(like.device):
             memory = cupy.empty(prod(shape), wanted)
         return CuPy.view(memory, shape, steps, 0)
@@ -223,7 +250,7 @@ class Interface:
             interface = array._ary.__array_interface__
         if interface.get("mask") is not None:
             raise TypeError("an array with a mask of its own cannot be read: pass it as mask=")
-        dtype = _dtype_of(interface["typestr"])
+        dtype = dtype_of(interface["typestr"])
         shape = tuple(interface["shape"])
         strides = interface.get("strides")
         if strides is None:
@@ -236,11 +263,13 @@ class Interface:
         )  # fmt: skip
 
     @staticmethod
-    def empty(shape: tuple[int, ...], steps: tuple[int, ...], dtype: Any, like: DeviceArray) -> Any:
+    def empty(
+        shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
+    ) -> Any:
         """As `Torch.empty`."""
         strides = tuple(step * dtype.itemsize for step in steps)
         with on(like.device):
-            return cuda.device_array(shape, host_dtype(dtype), strides=strides)
+            return cuda.device_array(shape, dtype.on_host, strides=strides)
 
     @staticmethod
     def view(array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
@@ -269,14 +298,6 @@ class Interface:
 def _reach(shape: tuple[int, ...], steps: tuple[int, ...]) -> int:
     """Elements from the first to the last."""
     return sum((size - 1) * step for size, step in zip(shape, steps, strict=True) if size)
-
-
-def host_dtype(dtype: Any) -> Any:
-    """The NumPy dtype of an array's elements: bfloat16 needs ml_dtypes to have one."""
-    if dtype is not BFLOAT16:
-        return dtype
-    known = sys.modules.get("ml_dtypes")
-    return np.dtype("V2") if known is None else np.dtype(known.bfloat16)
 
 
 def _device_of(array: Any, address: int) -> int:
@@ -343,7 +364,7 @@ def argument(memory: DeviceArray | None, words: str | None = None) -> Any:
     if memory is None:
         return cuda.device_array(0, np.uint8)
     low, high = memory.extent
-    dtype = np.dtype(words or _WORDS.get(memory.dtype.name, memory.dtype))
+    dtype = np.dtype(words or _WORDS.get(memory.dtype.name, memory.dtype.name))
     raw: Any = (ctypes.c_char * max(1, high - low)).from_address(low or ctypes.addressof(_NOTHING))
     flat = np.frombuffer(raw, dtype, (high - low) // dtype.itemsize)
     return type(cuda.device_array(0, np.uint8))(flat)
@@ -355,19 +376,39 @@ _WORDS = {"float16": "uint16", "bfloat16": "int16", "bool": "uint8"}
 
 
 @lru_cache(maxsize=256)
-def _core_stream(handle: int) -> Any:
+def _core_stream(device: int, handle: int) -> Any:
     from numba.cuda.cudadrv import driver
 
     return driver._to_core_stream(cuda.external_stream(handle) if handle else 0)
 
 
-def launch(kernel: Any, blocks: int, threads: int, stream: int, arguments: tuple[Any, ...]) -> None:
-    """Launch a compiled variant on a stream, given by its handle."""
+@lru_cache(maxsize=4096)
+def _configuration(blocks: int, threads: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=blocks, block=threads)
+
+
+def launch(variant: Variant, blocks: int, like: DeviceArray, arguments: tuple[Any, ...]) -> None:
+    """Launch a kernel on the device and the stream of an array.
+
+    arguments: numbers, memory as `argument` gives it, and tuples of numbers
+    """
     if blocks == 0:
         return
+    kernel = compiled(variant, like.device)
     if SIMULATED:
-        kernel[blocks, threads](*arguments)
+        kernel[blocks, variant.threads](*arguments)
         return
-    # Past the dispatcher, which would look for types again at every launch, and warn of grids
-    # that are small because the work is.
-    kernel.launch(arguments, (blocks, 1, 1), (threads, 1, 1), _core_stream(stream), 0)
+    from cuda.core import launch as launch_now
+
+    # Past Numba's dispatcher, which takes a microsecond and more for each number, and warns of
+    # grids that are small because the work is. An int is 8 bytes to this launch, and a float too.
+    flat: list[Any] = []
+    for each in arguments:
+        if isinstance(each, tuple):
+            flat.extend(each)
+        else:
+            flat.append(each)
+    configuration = _configuration(blocks, variant.threads)
+    launch_now(_core_stream(like.device, like.stream), configuration, kernel, *flat)

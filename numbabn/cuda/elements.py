@@ -120,21 +120,41 @@ def _lanes(kind, vector):
     return VECTOR_BYTES * 8 // kind.bitwidth if vector else 1
 
 
+def _split(builder, kind, words):
+    """The values of the elements in 16 bytes, four words."""
+    if kind == types.float64:
+        pair = builder.bitcast(words, ir.VectorType(_DOUBLE, 2))
+        return [builder.extract_element(pair, _WORD(place)) for place in range(2)]
+    values = []
+    for place in range(4):
+        word = builder.extract_element(words, _WORD(place))
+        if kind == types.float32:
+            values.append(builder.bitcast(word, _FLOAT))
+        elif kind == types.int16:
+            # Two bfloat16: each is the upper half of a float32.
+            values.append(builder.bitcast(builder.shl(word, _WORD(16)), _FLOAT))
+            values.append(builder.bitcast(builder.and_(word, _WORD(0xFFFF0000)), _FLOAT))
+        else:
+            halves = (word, builder.lshr(word, _WORD(16)))
+            values += [_widen(builder, kind, builder.trunc(half, _HALF)) for half in halves]
+    return values
+
+
 def _loader(vector):
     def load(typing_context, memory, address, values, first):
         kind = memory.dtype
         lanes = _lanes(kind, vector)
-        bits = ir.IntType(kind.bitwidth)
-        unit = ir.VectorType(bits, lanes) if vector else bits
+        # Words, whatever they hold: LLVM would cut a vector of small integers in two.
+        unit = ir.VectorType(_WORD, 4) if vector else ir.IntType(kind.bitwidth)
 
         def generate(context, builder, signature, arguments):
             pointer = _element(context, builder, signature, arguments, unit)
             # One instruction, since the alignment says that the whole unit is one.
             loaded = builder.load(pointer, align=lanes * kind.bitwidth // 8)
+            values = _split(builder, kind, loaded) if vector else [_widen(builder, kind, loaded)]
             places = _registers(context, builder, signature, arguments, lanes)
-            for lane, place in enumerate(places):
-                each = builder.extract_element(loaded, _WORD(lane)) if vector else loaded
-                builder.store(_widen(builder, kind, each), place)
+            for value, place in zip(values, places, strict=True):
+                builder.store(value, place)
             return context.get_dummy_value()
 
         return types.void(memory, address, values, first), generate

@@ -28,11 +28,9 @@ from .kernels import (
     LOW,
     M2,
     MEAN,
-    MEAN_DY_HIGH,
-    MEAN_DY_LOW,
-    MEAN_HIGH,
-    MEAN_LOW,
     MOMENTS,
+    PIVOT,
+    PIVOT_DY,
     SCALE,
     SHIFT,
     SLOPE,
@@ -42,7 +40,6 @@ from .kernels import (
     VARIANCE,
     D,
     R,
-    in_two,
 )
 from .partition import Partition
 from .runtime import cuda, device_function
@@ -90,6 +87,14 @@ def fold_of(cut: Partition, threads: int) -> tuple[Fold, int]:
     x_bits = min(max(0, threads.bit_length() - 1 - y_bits), max(0, cut.channels - 1).bit_length())
     fold = Fold(cut.splits, cut.columns, cut.channels, cut.repeat, items, x_bits)
     return fold, -(-cut.channels >> x_bits)
+
+
+@device_function
+def in_two(value, zero):
+    """A float64 as a number of the type of `zero`, and as float64 what rounding left."""
+    high = type(zero)(value)
+    # An infinite value leaves inf − inf, and that NaN would spoil finite elements.
+    return high, value - np.float64(high) if abs(value) < np.inf else 0.0
 
 
 @device_function
@@ -168,10 +173,9 @@ def fold_forward(
             gain, parameter_or(beta, kinds[1], channel, 0.0), 1.0 / stddev, r, d
         )
         high, low = in_two(mean, COMPUTE(0))
-        coefficients[MEAN_HIGH * channels + channel] = high
-        coefficients[MEAN_LOW * channels + channel] = low
+        coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
-        coefficients[SHIFT * channels + channel] = shift
+        coefficients[SHIFT * channels + channel] = shift - low * scale
 
 
 def fold_backward(partial, fold, saved, training, epsilon, dgamma, dbeta, coefficients):
@@ -203,25 +207,23 @@ def fold_backward(partial, fold, saved, training, epsilon, dgamma, dbeta, coeffi
         half //= 2
     if thread < width and channel < channels:
         sum_dy, mean = sums_dy[thread], saved[MEAN * channels + channel]
+        high, low = in_two(mean, COMPUTE(0))
         rstd = 1.0 / standard_deviation(saved[VARIANCE * channels + channel], epsilon)
-        sum_dy_xhat = sums_dy_x[thread] * rstd
+        sum_dy_xhat = (sums_dy_x[thread] - low * sum_dy) * rstd
         r, d = saved[R * channels + channel], saved[D * channels + channel]
         gradients = parameter_gradients(sum_dy, sum_dy_xhat, r, d)
         dgamma[channel], dbeta[channel] = gradients
         count = saved[COUNT * channels + channel]
         if training == 0:
-            count, mean = 0.0, 0.0
+            count, high, low = 0.0, COMPUTE(0), 0.0
         scale, mean_dy, slope = input_gradient(
             saved[GAMMA * channels + channel], r, rstd, count, sum_dy, sum_dy_xhat
         )
-        high, low = in_two(mean, COMPUTE(0))
-        coefficients[MEAN_HIGH * channels + channel] = high
-        coefficients[MEAN_LOW * channels + channel] = low
+        high_dy, low_dy = in_two(mean_dy, COMPUTE(0))
+        coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
-        # In the place of SHIFT: 0 where the statistics were constants.
-        high, low = in_two(mean_dy, COMPUTE(0))
-        coefficients[MEAN_DY_HIGH * channels + channel] = high
-        coefficients[MEAN_DY_LOW * channels + channel] = low
+        coefficients[SHIFT * channels + channel] = scale * (slope * low - low_dy)
+        coefficients[PIVOT_DY * channels + channel] = high_dy
         coefficients[SLOPE * channels + channel] = slope
 
 
@@ -239,10 +241,9 @@ def given_coefficients(mean, variance, gamma, beta, kinds, epsilon, channels, co
             1.0 / stddev, 1.0, 0.0,
         )  # fmt: skip
         high, low = in_two(parameter(mean, kinds[0], channel), COMPUTE(0))
-        coefficients[MEAN_HIGH * channels + channel] = high
-        coefficients[MEAN_LOW * channels + channel] = low
+        coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
-        coefficients[SHIFT * channels + channel] = shift
+        coefficients[SHIFT * channels + channel] = shift - low * scale
 
 
 def given_statistics(mean, variance, gamma, kinds, channels, saved):

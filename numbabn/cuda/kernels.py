@@ -77,20 +77,12 @@ SUMS = 2
 # Rows of `saved`, as on the CPU.
 COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
 SAVED = 6
-# Rows of `coefficients`: the first three always, SHIFT in a forward, the rest in a backward.
-MEAN_HIGH, MEAN_LOW, SCALE, SHIFT = range(4)
-FORWARD = 4
-MEAN_DY_HIGH, MEAN_DY_LOW, SLOPE = range(3, 6)
-BACKWARD = 6
-
-
-@device_function
-def in_two(value, zero):
-    """A float64 in two numbers of the type of `zero`: rounded, and what rounding left."""
-    high = type(zero)(value)
-    rest = type(zero)(value - np.float64(high))
-    # An infinite value leaves inf − inf, and that NaN would spoil finite elements.
-    return high, rest if abs(value) < np.inf else zero
+# Rows of `coefficients`: the first three always, the others in a backward. What rounding leaves
+# of the means, a low part, is in SHIFT: it is the same for every element of a channel.
+PIVOT, SCALE, SHIFT = range(3)
+FORWARD = 3
+PIVOT_DY, SLOPE = range(3, 5)
+BACKWARD = 5
 
 
 # The walk
@@ -108,8 +100,9 @@ def lanes_of(cut, thread):
 def start_of(cut, block, thread):
     """A thread's vector, and its half-open range of positions."""
     x, y = lanes_of(cut, thread)
-    tile, split = block % cut[TILES], block // cut[TILES]
-    vector = (tile << cut[X_BITS]) + x
+    # 32 bits: a division of 64 takes a hundred instructions.
+    split = np.int64(np.uint32(block) // np.uint32(cut[TILES]))
+    vector = (block - split * cut[TILES] << cut[X_BITS]) + x
     first = split * cut[SPLIT]
     last = min(first + cut[SPLIT], cut[POSITIONS])
     # A lane beyond the last vector has no positions.
@@ -141,7 +134,14 @@ def advance(cut, run, inner, address):
 @device_function
 def channel_of(cut, column):
     """The channel of a column; columns beyond the last have one too, and no part in it."""
-    return column // cut[REPEAT] % cut[CHANNELS]
+    channel = column
+    if cut[REPEAT] > 1:
+        # The partition sees to it that 32 bits are enough.
+        channel = np.int64(np.uint32(column) // np.uint32(cut[REPEAT]))
+    # Rows that are joined have every channel a few times.
+    while channel >= cut[CHANNELS]:
+        channel -= cut[CHANNELS]
+    return channel
 
 
 @device_function
@@ -326,12 +326,14 @@ def statistics(x, on, steps, cut, partial):
 
 
 def gradient_sums(dy, x, saved, cut, partial):
-    """Σ dy and Σ dy · (x − mean) of a block's columns into `partial`."""
+    """Σ dy and Σ dy · (x − pivot) of a block's columns into `partial`.
+
+    The pivot is the mean, rounded; the fold makes up for that.
+    """
     zero = COMPUTE(0)
     gradients = cuda.local.array(VALUES, COMPUTE)
     values = cuda.local.array(VALUES, COMPUTE)
-    high = cuda.local.array(LANES, COMPUTE)
-    low = cuda.local.array(LANES, COMPUTE)
+    pivot = cuda.local.array(LANES, COMPUTE)
     sum_dy = cuda.local.array(LANES, COMPUTE)
     sum_dy_x = cuda.local.array(LANES, COMPUTE)
     thread, block = cuda.threadIdx.x, cuda.blockIdx.x
@@ -339,7 +341,7 @@ def gradient_sums(dy, x, saved, cut, partial):
     run, inner, address = address_of(cut, vector, position, VECTOR)
     for column in range(LANES):
         mean = saved[MEAN * cut[CHANNELS] + channel_of(cut, vector * LANES + column)]
-        high[column], low[column] = in_two(mean, zero)
+        pivot[column] = COMPUTE(mean)
         sum_dy[column], sum_dy_x[column] = zero, zero
     height = 1 << cut[Y_BITS]
     while position < last:
@@ -357,7 +359,7 @@ def gradient_sums(dy, x, saved, cut, partial):
             chunk_dy, chunk_dy_x = zero, zero
             for k in range(CHUNK * VECTOR // LANES):
                 gradient = gradients[k * LANES + column]
-                value = values[k * LANES + column] - high[column] - low[column]
+                value = values[k * LANES + column] - pivot[column]
                 chunk_dy += gradient
                 # A zero gradient gives zero, whatever the value is.
                 chunk_dy_x += gradient * value if gradient != zero else zero
@@ -396,10 +398,9 @@ def gradient_sums(dy, x, saved, cut, partial):
 
 
 def normalize(x, coefficients, cut, out):
-    """out = (x − mean) · scale + shift, last block first: it was read last."""
+    """out = (x − pivot) · scale + shift, last block first: it was read last."""
     values = cuda.local.array(VALUES, COMPUTE)
-    high = cuda.local.array(LANES, COMPUTE)
-    low = cuda.local.array(LANES, COMPUTE)
+    pivot = cuda.local.array(LANES, COMPUTE)
     scale = cuda.local.array(LANES, COMPUTE)
     shift = cuda.local.array(LANES, COMPUTE)
     thread, block = cuda.threadIdx.x, cuda.gridDim.x - 1 - cuda.blockIdx.x
@@ -407,8 +408,7 @@ def normalize(x, coefficients, cut, out):
     run, inner, address = address_of(cut, vector, position, VECTOR)
     for column in range(LANES):
         channel = channel_of(cut, vector * LANES + column)
-        high[column] = coefficients[MEAN_HIGH * cut[CHANNELS] + channel]
-        low[column] = coefficients[MEAN_LOW * cut[CHANNELS] + channel]
+        pivot[column] = coefficients[PIVOT * cut[CHANNELS] + channel]
         scale[column] = coefficients[SCALE * cut[CHANNELS] + channel]
         shift[column] = coefficients[SHIFT * cut[CHANNELS] + channel]
     height = 1 << cut[Y_BITS]
@@ -423,7 +423,7 @@ def normalize(x, coefficients, cut, out):
         for k in range(CHUNK):
             for lane in range(VECTOR):
                 column = lane % LANES
-                value = values[k * VECTOR + lane] - high[column] - low[column]
+                value = values[k * VECTOR + lane] - pivot[column]
                 values[k * VECTOR + lane] = value * scale[column] + shift[column]
             if addresses[k] >= 0:
                 store(out, addresses[k], values, k * VECTOR)
@@ -431,14 +431,13 @@ def normalize(x, coefficients, cut, out):
 
 
 def gradient(dy, x, on, steps, coefficients, cut, out):
-    """out = scale · ((dy − mean_dy) − slope · (x − mean)), and scale · dy where the mask is off."""
+    """out = scale · (dy − pivot_dy − slope · (x − pivot)) + shift; scale · dy where it is off."""
     gradients = cuda.local.array(VALUES, COMPUTE)
     values = cuda.local.array(VALUES, COMPUTE)
-    high = cuda.local.array(LANES, COMPUTE)
-    low = cuda.local.array(LANES, COMPUTE)
+    pivot = cuda.local.array(LANES, COMPUTE)
     scale = cuda.local.array(LANES, COMPUTE)
-    dy_high = cuda.local.array(LANES, COMPUTE)
-    dy_low = cuda.local.array(LANES, COMPUTE)
+    shift = cuda.local.array(LANES, COMPUTE)
+    pivot_dy = cuda.local.array(LANES, COMPUTE)
     slope = cuda.local.array(LANES, COMPUTE)
     starts = cuda.local.array(LANES, np.int64)
     thread, block = cuda.threadIdx.x, cuda.gridDim.x - 1 - cuda.blockIdx.x
@@ -446,11 +445,10 @@ def gradient(dy, x, on, steps, coefficients, cut, out):
     run, inner, address = address_of(cut, vector, position, VECTOR)
     for column in range(LANES):
         channel = channel_of(cut, vector * LANES + column)
-        high[column] = coefficients[MEAN_HIGH * cut[CHANNELS] + channel]
-        low[column] = coefficients[MEAN_LOW * cut[CHANNELS] + channel]
+        pivot[column] = coefficients[PIVOT * cut[CHANNELS] + channel]
         scale[column] = coefficients[SCALE * cut[CHANNELS] + channel]
-        dy_high[column] = coefficients[MEAN_DY_HIGH * cut[CHANNELS] + channel]
-        dy_low[column] = coefficients[MEAN_DY_LOW * cut[CHANNELS] + channel]
+        shift[column] = coefficients[SHIFT * cut[CHANNELS] + channel]
+        pivot_dy[column] = coefficients[PIVOT_DY * cut[CHANNELS] + channel]
         slope[column] = coefficients[SLOPE * cut[CHANNELS] + channel]
         if MASK == ELEMENT:
             starts[column] = mask_start(cut, steps, vector * LANES + column)
@@ -477,10 +475,10 @@ def gradient(dy, x, on, steps, coefficients, cut, out):
                         counts = is_on(
                             cut, on, steps, starts[column], runs[k], inners[k] * VECTOR + lane
                         )
-                    outside = gradients[e]
-                    inside = (outside - dy_high[column] - dy_low[column]) - slope[column] * (
-                        values[e] - high[column] - low[column]
-                    )
-                    values[e] = scale[column] * (inside if counts else outside)
+                    outside = scale[column] * gradients[e]
+                    inside = gradients[e] - pivot_dy[column]
+                    inside -= slope[column] * (values[e] - pivot[column])
+                    inside = scale[column] * inside + shift[column]
+                    values[e] = inside if counts else outside
                 store(out, addresses[k], values, k * VECTOR)
         position += CHUNK * height

@@ -21,10 +21,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import compile, copies, elements, folds, kernels, masks
-from .device import DeviceArray, argument, launch, on
+from .device import FLOAT32, FLOAT64, DeviceArray, argument, launch, on
 from .partition import Partition, partition
 
 
@@ -242,9 +240,7 @@ def move_statistics(
             argument(saved), epsilon, momentum, renorm_momentum if separate else 0.0,
             int(separate), channels, *memory,
         )  # fmt: skip
-        launch(
-            compile.compiled(variant), _blocks(channels), variant.threads, saved.stream, arguments
-        )
+        launch(variant, _blocks(channels), saved, arguments)
 
 
 def copy(source: DeviceArray, target: DeviceArray) -> None:
@@ -254,9 +250,9 @@ def copy(source: DeviceArray, target: DeviceArray) -> None:
 
 def mask_bytes(source: DeviceArray, target: DeviceArray) -> None:
     """target[...] = (source != 0), as uint8."""
-    bits = 8 * source.dtype.itemsize
-    floating = source.dtype.kind not in "biu"
-    _copy("bytes_on", source, target, ((1 << bits - floating) - 1,))
+    is_integer = source.dtype.kind in "biu"
+    keep = -1 if is_integer else (1 << 8 * source.itemsize - 1) - 1
+    _copy("bytes_on", source, target, (keep,))
 
 
 def _copy(kernel: str, source: DeviceArray, target: DeviceArray, keep: tuple[int, ...]) -> None:
@@ -273,7 +269,7 @@ def _copy(kernel: str, source: DeviceArray, target: DeviceArray, keep: tuple[int
         (source.address - low) // size,
         (target.address - target_low) // target.dtype.itemsize,
     )
-    words = f"uint{8 * size}"
+    words = f"int{8 * size}"
     # Some eight elements for each thread, which it takes one by one.
     blocks = -(-source.size // (compile.FOLD_THREADS * 8))
     with on(source.device):
@@ -284,7 +280,7 @@ def _copy(kernel: str, source: DeviceArray, target: DeviceArray, keep: tuple[int
             starts, (1,) * fill + sizes, (0,) * fill + source_steps, (0,) * fill + target_steps,
             source.size,
         )  # fmt: skip
-        launch(compile.compiled(variant), blocks, variant.threads, target.stream, arguments)
+        launch(variant, blocks, target, arguments)
 
 
 def _first(memory: Any, low: int) -> Any:
@@ -316,10 +312,11 @@ def part(memory: DeviceArray, first: int, count: int) -> DeviceArray:
 def _cut(mask: DeviceMask | None, *arrays: DeviceArray) -> tuple[Partition, str, str]:
     """How the arrays are cut, and the variant's layout and kind of mask."""
     outer, channels, inner = arrays[0].shape
+    aligned = not any(array.address % elements.VECTOR_BYTES for array in arrays)
     vector = compile.vector_of(arrays[0].dtype.name)
-    if any(array.address % elements.VECTOR_BYTES for array in arrays):
-        vector = 1
-    cut, wide = partition(outer, channels, inner, vector, mask is not None, compile.THREADS)
+    cut, wide = partition(
+        outer, channels, inner, vector, aligned, mask is not None, compile.THREADS
+    )
     layout = "scalar" if not wide else "rows" if cut.by_rows else "runs"
     if mask is None:
         return cut, layout, ""
@@ -332,7 +329,7 @@ def _scratch(x: DeviceArray, partial: int, coefficients: int) -> tuple[Any, Any,
     The third is its owner, to be kept until the last launch: from then on the allocator may
     hand the memory on, to work that comes later on the stream.
     """
-    dtype = np.dtype(np.float64 if x.dtype.name == "float64" else np.float32)
+    dtype = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
     memory = x.library.describe(x.library.empty((partial + coefficients,), (1,), dtype, x))
     return (
         argument(part(memory, 0, partial)),
@@ -359,12 +356,12 @@ def _launch_elements(
     kernel: str, layout: str, mask: str, cut: Partition, x: DeviceArray, arguments: tuple[Any, ...]
 ) -> None:
     variant = compile.element_kernel(kernel, x.dtype.name, layout, mask)
-    launch(compile.compiled(variant), cut.tiles * cut.splits, variant.threads, x.stream, arguments)
+    launch(variant, cut.tiles * cut.splits, x, arguments)
 
 
 def _launch_channels(
     kernel: str, like: DeviceArray, blocks: int, arguments: tuple[Any, ...]
 ) -> None:
-    dtype = "float64" if like.dtype.name == "float64" else "float32"
+    dtype = "float64" if like.dtype == FLOAT64 else "float32"
     variant = compile.channel_kernel(kernel, dtype)
-    launch(compile.compiled(variant), blocks, variant.threads, like.stream, arguments)
+    launch(variant, blocks, like, arguments)

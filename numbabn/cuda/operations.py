@@ -7,14 +7,16 @@ one library and on one device.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from .. import layout as lay
 from ..layout import Axis, Layout
 from . import folds, kernels, launch, masks
 from .device import (
+    BYTE,
+    FLOAT32,
+    FLOAT64,
     LIBRARIES,
     DeviceArray,
     contiguous_strides,
@@ -23,9 +25,6 @@ from .device import (
     library_of,
 )
 from .launch import DeviceMask, Reference
-
-FLOAT64 = np.dtype(np.float64)
-_BYTE = np.dtype(np.uint8)
 
 
 class Prepared(NamedTuple):
@@ -213,13 +212,13 @@ def _mask(mask: Any, prepared: Prepared) -> DeviceMask | None:
         )
     lay.check_mask_shape(given, described.shape, x.shape)
     if described.dtype.itemsize > 1 or any(step < 0 for step in described.strides):
-        on = _empty(x, described.shape, _BYTE)
+        on = _empty(x, described.shape, BYTE)
         launch.mask_bytes(described, on)
         described = on
     steps = _mask_steps(described, layout)
     if steps is None:
         # Too many axes that are broadcast in turn: one byte for every element.
-        wide = _empty(x, x.shape, _BYTE)
+        wide = _empty(x, x.shape, BYTE)
         broadcast = tuple(
             0 if size == 1 else step
             for size, step in zip(described.shape, described.strides, strict=True)
@@ -232,12 +231,12 @@ def _mask(mask: Any, prepared: Prepared) -> DeviceMask | None:
 
 
 def _mask_steps(mask: DeviceArray, layout: Layout) -> tuple[int, ...] | None:
-    """See `masks`; None where a group has more axes than kernels take."""
+    """See `masks`; None where a group has more axes, or longer ones, than kernels take."""
     flat: list[int] = []
     ordered = _transposed(mask, layout.order)
     for sizes, strides in lay.mask_axes(ordered.shape, ordered.strides, layout):
         fill = masks.AXES - len(sizes)
-        if fill < 0:
+        if fill < 0 or (len(sizes) > 1 and prod(sizes) > masks.MOST_POSITIONS):
             return None
         flat += [*[1] * fill, *sizes, *[0] * fill, *strides]
     return tuple(flat)
@@ -389,7 +388,7 @@ def _backward(
     if out is not None:
         out = _check_out(out, prepared, {"dy": described, "x": x, **inputs}, over=("dy", "x"))
     result = _Output(prepared, out)
-    dtype = FLOAT64 if x.dtype == FLOAT64 else np.dtype(np.float32)
+    dtype = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
     channels = layout.channels
     found = _empty(x, (2, channels), dtype)
     launch.backward(
@@ -550,7 +549,7 @@ def place_of(array: DeviceArray) -> Place:
 
 def dtype_of(array: Any) -> Any:
     """The NumPy dtype of an array on a device."""
-    return describe(array, "a weight").dtype
+    return describe(array, "a weight").dtype.on_host
 
 
 def copy_of(values: Any, name: str, old: Any, where: Place) -> Any:

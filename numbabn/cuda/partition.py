@@ -22,11 +22,13 @@ from typing import NamedTuple
 # Threads of a block: enough to hide latency with few blocks on a multiprocessor, and few enough
 # that a block with little work wastes little.
 THREADS = 256
-# A run shorter than this many vectors of 16 bytes leaves most of a warp's 32-byte sectors
-# half used, because a warp spans many runs: such tensors go by rows.
+# A run shorter than this many vectors of 16 bytes leaves sectors of 32 bytes half used, because
+# a warp spans many runs: such tensors go by rows.
 LEAST_RUN = 4
 # Rows that are worth walking where runs cannot be read in vectors and rows can.
 LEAST_ROWS = 16
+# Columns of several to a channel: what 32 bits count.
+MOST_COLUMNS = 1 << 31
 # Vectors that a thread walks at least, where there are that many: reducing a block costs as
 # much as some ten of them.
 LEAST_WALK = 32
@@ -68,29 +70,32 @@ FIELDS = len(Partition._fields)
 
 @lru_cache(maxsize=4096)
 def partition(
-    outer: int, channels: int, inner: int, vector: int, masked: bool, threads: int = THREADS
+    outer: int,
+    channels: int,
+    inner: int,
+    vector: int,
+    aligned: bool,
+    masked: bool,
+    threads: int = THREADS,
 ) -> tuple[Partition, bool]:
-    """The cut of an (outer, channels, inner) tensor, and whether by vectors.
+    """The cut of an (outer, channels, inner) tensor, and whether it is read by vectors.
 
-    vector: elements in 16 bytes, or 1 where the memory is not aligned to them
+    vector: elements in 16 bytes
+    aligned: the memory begins at a multiple of them
     masked: rows may not be joined, since each has its own mask
     """
-    total = outer * channels * inner
-    if inner >= LEAST_RUN * vector and (
-        inner % vector == 0 or not _rows_fit(outer, channels * inner, vector)
-    ):
-        wide = vector > 1 and inner % vector == 0
-        return _by_runs(outer, channels, inner, vector if wide else 1, threads), wide
-    width = channels * inner
-    fold = 1 if masked or not width else vector // gcd(width, vector)
-    wide = vector > 1 and width * fold % vector == 0 and total % vector == 0
-    if not wide:
-        fold, vector = 1, 1
-    return _by_rows(total, channels, inner, fold * width, vector, threads), wide
-
-
-def _rows_fit(outer: int, width: int, vector: int) -> bool:
-    return vector > 1 and width % vector == 0 and outer >= LEAST_ROWS
+    total, width = outer * channels * inner, channels * inner
+    joined = 1 if masked or not width else vector // gcd(width, vector)
+    wide_rows = aligned and width * joined % vector == 0 and total % vector == 0
+    wide_runs = aligned and inner % vector == 0
+    # Runs that vectors do not fit go by rows where those do, and there are enough of them.
+    worth_rows = wide_rows and joined == 1 and outer >= LEAST_ROWS and not wide_runs
+    if (inner >= LEAST_RUN * vector and not worth_rows) or (inner > 1 and width >= MOST_COLUMNS):
+        wide = vector if wide_runs else 1
+        return _by_runs(outer, channels, inner, wide, threads), wide_runs and vector > 1
+    if not wide_rows:
+        joined, vector = 1, 1
+    return _by_rows(total, channels, inner, joined * width, vector, threads), vector > 1
 
 
 def _by_rows(

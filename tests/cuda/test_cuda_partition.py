@@ -44,16 +44,16 @@ def visits(cut, vector):
     return seen
 
 
-@given(tensors(), st.sampled_from([1, 2, 4, 8]), st.booleans())
-def test_every_element_is_read_once(shape, vector, masked):
-    cut, wide = partition(*shape, vector, masked, 32)
+@given(tensors(), st.sampled_from([2, 4, 8]), st.booleans(), st.booleans())
+def test_every_element_is_read_once(shape, vector, aligned, masked):
+    cut, wide = partition(*shape, vector, aligned, masked, 32)
     assert cut.total == np.prod(shape)
     np.testing.assert_array_equal(visits(cut, vector if wide else 1), np.ones(cut.total))
 
 
-@given(tensors(), st.sampled_from([1, 2, 4, 8]), st.booleans())
-def test_every_partial_result_is_folded_once(shape, vector, masked):
-    cut, _ = partition(*shape, vector, masked, 32)
+@given(tensors(), st.sampled_from([2, 4, 8]), st.booleans(), st.booleans())
+def test_every_partial_result_is_folded_once(shape, vector, aligned, masked):
+    cut, _ = partition(*shape, vector, aligned, masked, 32)
     fold, blocks = folds.fold_of(cut, 32)
     found = [
         (channel, item % fold.splits, place)
@@ -83,17 +83,17 @@ def test_every_partial_result_is_folded_once(shape, vector, masked):
     ids=str,
 )
 def test_how_common_shapes_are_read(shape, vector, wide, by_rows):
-    cut, found = partition(*shape, vector, False, THREADS)
+    cut, found = partition(*shape, vector, True, False, THREADS)
     assert (found, bool(cut.by_rows)) == (wide, by_rows)
     assert 90 < cut.tiles * cut.splits <= 2 * MOST_BLOCKS or shape[0] == 1
 
 
 def test_masked_rows_are_not_joined():
-    cut, wide = partition(1 << 20, 3, 1, 4, True, THREADS)
+    cut, wide = partition(1 << 20, 3, 1, 4, True, True, THREADS)
     assert (cut.columns, wide) == (3, False)
 
 
 def test_the_cut_does_not_depend_on_a_device():
     """256 threads and a number of blocks that follows from the shape alone."""
-    cut, _ = partition(1 << 20, 64, 1, 4, False, THREADS)
+    cut, _ = partition(1 << 20, 64, 1, 4, True, False, THREADS)
     assert (cut.splits, cut.tiles, cut.x_bits, cut.y_bits) == (MOST_BLOCKS, 1, 4, 4)
