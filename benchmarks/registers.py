@@ -6,8 +6,8 @@ No device is needed: every kernel is compiled for each kind of GPU that is named
 machine code is read. `tests/cuda_compile` holds these numbers to their limits.
 """
 
+import argparse
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -77,12 +77,25 @@ def report(found: list[tuple[Variant, Kernels]]) -> str:
     )
 
 
-def main(output: Path = OUTPUT) -> None:
-    compiled: Any = tqdm(offline.all_compiled(), total=len(list(variants())), unit="kernel")
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "part",
+        nargs="*",
+        help="a part of a kernel's name, e.g. normalize_rows: only such kernels, which are printed "
+        "and not written",
+    )
+    parts = parser.parse_args().part
+    names = [v.name for v in variants() if not parts or any(part in v.name for part in parts)]
+    compiled: Any = tqdm(offline.all_compiled(names), total=len(names), unit="kernel")
     text = report(list(compiled))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n")
-    print(f"{text}\n\nWritten to {output}")
+    print(text)
+    if not parts:
+        OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+        OUTPUT.write_text(text + "\n")
+        print(f"\nWritten to {OUTPUT}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ kernel is compiled by the package's own function, so the code is that of a proce
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -95,9 +95,11 @@ def device(capability: tuple[int, int]) -> Iterator[None]:
         mock.patch("numba.cuda.dispatcher.get_current_device", return_value=current),
         mock.patch("numba.cuda.cudadrv.devices.get_context", return_value=context),
         mock.patch("numba.cuda.dispatcher._Kernel.bind"),
+        mock.patch("numba.cuda.codegen.CUDACodeLibrary.get_cufunc"),
         mock.patch("numba.cuda.cudadrv.driver._Linker", _TalkingLinker),
         # What is there already was compiled for another device.
         mock.patch.dict(compile._compiled, clear=True),
+        mock.patch.dict(compile._translated, clear=True),
     ):
         yield
 
@@ -106,7 +108,8 @@ def compiled(variant: Variant) -> dict[tuple[int, int], Compiled]:
     """A kernel for each compute capability."""
     with device(CAPABILITIES[0]):
         # What goes to the compiler, LLVM's IR, is the same for all.
-        library = compile.compiled(variant).library
+        compile.compiled(variant, device=0)
+        library = compile._translated[variant.name].library
     found = {}
     for capability in CAPABILITIES:
         with device(capability):
@@ -114,9 +117,9 @@ def compiled(variant: Variant) -> dict[tuple[int, int], Compiled]:
     return found
 
 
-def all_compiled(names: Iterable[str] | None = None) -> Iterator[tuple[Variant, Any]]:
-    """Every variant, or those of these names, and what `compiled` makes of it; on all cores."""
-    chosen = [variant for variant in variants() if names is None or variant.name in names]
+def all_compiled(names: Container[str]) -> Iterator[tuple[Variant, Any]]:
+    """The variants of these names, and what `compiled` makes of each; on all cores."""
+    chosen = [variant for variant in variants() if variant.name in names]
     # Forked processes would share locks that threads of this one may hold.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         yield from zip(chosen, pool.map(_compiled, [v.name for v in chosen]), strict=True)
