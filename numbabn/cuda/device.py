@@ -138,6 +138,8 @@ class Torch:
         torch = sys.modules["torch"]
         if array.layout != torch.strided:
             raise TypeError(f"a torch tensor must be dense, got one of layout {array.layout}")
+        # A view may say of its memory that it is to be negated.
+        array = array.resolve_neg()
         dtype = _torch_dtypes().get(array.dtype)
         if dtype is None:
             raise TypeError(f"torch's {array.dtype} is not a dtype that can be read")
@@ -269,7 +271,9 @@ class Interface:
         """As `Torch.empty`."""
         strides = tuple(step * dtype.itemsize for step in steps)
         with on(like.device):
-            return cuda.device_array(shape, dtype.on_host, strides=strides)
+            # The interface of a result names the stream that it is made on.
+            stream = cuda.external_stream(like.stream) if like.stream else 0
+            return cuda.device_array(shape, dtype.on_host, strides=strides, stream=stream)
 
     @staticmethod
     def view(array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
