@@ -52,7 +52,9 @@ def jax_on_device(monkeypatch):
             self.__cuda_array_interface__ = np.asarray(buffer).__array_interface__
 
     def on_host(buffer, kind, packed, context):
-        return buffer_of(Host(buffer), kind, packed, SimpleNamespace(stream=0))
+        array = buffer_of(Host(buffer), kind, packed, SimpleNamespace(stream=0))
+        array.__cuda_array_interface__["stream"] = None  # the simulator has none
+        return array
 
     monkeypatch.setattr(bridge, "_Buffer", on_host)
     monkeypatch.setattr(bridge, "_on_platform", lambda cpu, cuda, other, tensors: cuda(tensors))
