@@ -1,6 +1,7 @@
 """What is JAX's own on CUDA devices, as far as it shows without one: the program that it makes."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -96,3 +97,23 @@ def test_a_program_for_the_cpu_runs_beside_a_gpu(beside_a_gpu):
     (_, moved), (dx, _) = jax.jit(function)(values, trainable)
     np.testing.assert_allclose(dx, 0, atol=1e-5)
     np.testing.assert_allclose(moved[0], 0.01 * values.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("typestr", "shape", "kind", "packed", "seen"),
+    [
+        ("<f4", (4, 3), "float32", False, ("<f4", (4, 3))),
+        ("<u2", (4, 3), "bfloat16", False, ("<V2", (4, 3))),
+        ("<u4", (6, 3, 2), "uint32", True, ("<f8", (6, 3))),
+    ],
+)
+def test_what_the_kernels_see_of_a_buffer(typestr, shape, kind, packed, seen):
+    """Its dtype, whatever its bits went as, and the stream that XLA computes on."""
+    interface = {"shape": shape, "typestr": typestr, "data": (4096, False), "version": 3}
+    buffer = SimpleNamespace(__cuda_array_interface__=interface)
+    # The default stream is number 1 in the interface, which forbids 0.
+    for stream, named in ((7, 7), (0, 1)):
+        array = bridge._Buffer(buffer, kind, packed, SimpleNamespace(stream=stream))
+        found = array.__cuda_array_interface__
+        assert (found["typestr"], found["shape"]) == seen
+        assert (found["stream"], found["strides"], found["data"]) == (named, None, (4096, False))
