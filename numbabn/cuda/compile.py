@@ -23,7 +23,7 @@ import numpy as np
 from numba import types
 
 from . import copies, elements, folds, kernels, masks, partition
-from .runtime import SIMULATED, cuda
+from .runtime import SIMULATED, cuda, device_function
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MASKS = {"": masks.NONE, "rows": masks.ROW, "elements": masks.ELEMENT}
@@ -122,22 +122,23 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
     lanes = vector if layout == "rows" else 1
     name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
     chunk = _chunk(kernel, vector, mask)
-    function = _bound(
-        getattr(kernels, kernel),
-        name,
-        THREADS=THREADS,
-        COMPUTE=np.float64 if dtype == "float64" else np.float32,
-        VECTOR=vector,
-        LANES=lanes,
-        CHUNK=chunk,
-        VALUES=chunk * vector,
-        SHARED=lanes * THREADS,
+    constants = {
+        "THREADS": THREADS,
+        "COMPUTE": np.float64 if dtype == "float64" else np.float32,
+        "VECTOR": vector,
+        "LANES": lanes,
+        "CHUNK": chunk,
+        "VALUES": chunk * vector,
+        "SHARED": lanes * THREADS,
+        "DEPTH": chunk * vector // lanes,
         # Without a mask of their own, a thread's columns have the same number of elements.
-        NUMBERS=lanes if mask == "elements" else 1,
-        MASK=MASKS[mask],
-        load=elements.load_vector if vectorized else elements.load_scalar,
-        store=elements.store_vector if vectorized else elements.store_scalar,
-    )
+        "NUMBERS": lanes if mask == "elements" else 1,
+        "MASK": MASKS[mask],
+        "load": elements.load_vector if vectorized else elements.load_scalar,
+        "store": elements.store_vector if vectorized else elements.store_scalar,
+    }
+    absorb = device_function(_bound(kernels.absorb, f"absorb_{name}", **constants))
+    function = _bound(getattr(kernels, kernel), name, absorb=absorb, **constants)
     doubles = -1 if dtype == "float64" else 0
     return Variant(
         name, function, types.void(*signature), dtype, vectorized, THREADS,

@@ -16,8 +16,13 @@ over blocks, and leaves the kernels over elements without float64 arithmetic.
     CHUNK               reads in flight
     MASK                see `masks`
     VALUES, SHARED      CHUNK * VECTOR and LANES * THREADS
+    DEPTH               VALUES // LANES, elements of a chunk in each column
     NUMBERS             LANES where the mask differs between columns, else 1
     load, store         of `elements`
+    absorb              the function below, with the same constants
+
+Constants, and not what follows from the length of an array: only loops of which the compiler
+knows the length from the start leave a thread's arrays in registers.
 
 and these are the arguments that kernels share:
 
@@ -65,7 +70,7 @@ VECTOR = 4
 LANES = 4
 CHUNK = 4
 MASK = NONE
-VALUES, SHARED, NUMBERS = 16, 1024, 1
+VALUES, SHARED, DEPTH, NUMBERS = 16, 1024, 4, 1
 load: Any = elements.load_vector
 store: Any = elements.store_vector
 
@@ -165,52 +170,52 @@ def is_on(cut, on, steps, start, run, element):
 # Moments
 
 
-@device_function
-def absorb(values, weights, number, high, low, m2, zero, one):
-    """Merge a chunk into running moments.
+def absorb(values, weights, whole, number, high, low, m2, zero, one):
+    """Merge a chunk into running moments; `compile` makes it a device function.
 
     The chunk's own moments are taken in two passes over registers, about the running mean, so
     that no pivot far from the data can spoil them; Chan's formula merges the two.
 
-    values      (CHUNK * VECTOR,) the chunk; element e belongs to column e % LANES
-    weights     (CHUNK * VECTOR,) 1 where an element counts, else 0
-    number      (1,) or (LANES,) how many elements there were before, in each column
+    values      (VALUES,) the chunk; element e belongs to column e % LANES
+    weights     (VALUES,) 1 where an element counts, else 0
+    whole       whether all of them are 1
+    number      (NUMBERS,) how many elements there were before, in each column or in all
     high, low   (LANES,) their mean, in two parts: float32 alone is too coarse far from 0
     m2          (LANES,) their sum of squared deviations
     """
-    lanes = high.size
-    depth = values.size // lanes
-    for column in range(lanes):
-        before = number[column % number.size]
+    for column in range(LANES):
+        before = number[column % NUMBERS]
         added = zero
-        for k in range(depth):
-            added += weights[k * lanes + column]
-        total = before + added
-        share = added / max(total, one)
+        for k in range(DEPTH):
+            added += one if whole else weights[k * LANES + column]
+        share = added / max(before + added, one)
         if before == zero:
-            for k in range(depth):
-                if weights[(depth - 1 - k) * lanes + column] != zero:
-                    high[column] = values[(depth - 1 - k) * lanes + column]
+            # The first that counts is near enough to begin with.
+            for k in range(DEPTH):
+                e = (DEPTH - 1 - k) * LANES + column
+                high[column] = values[e] if whole or weights[e] != zero else high[column]
         pivot = high[column]
         shift = zero
-        for k in range(depth):
-            e = k * lanes + column
+        for k in range(DEPTH):
+            e = k * LANES + column
             # Selection: what does not count may be NaN.
-            shift += values[e] - pivot if weights[e] != zero else zero
+            rest = values[e] - pivot
+            shift += rest if whole or weights[e] != zero else zero
         shift /= max(added, one)
         squares = zero
-        for k in range(depth):
-            e = k * lanes + column
-            rest = values[e] - pivot - shift if weights[e] != zero else zero
+        for k in range(DEPTH):
+            e = k * LANES + column
+            rest = values[e] - pivot - shift
+            rest = rest if whole or weights[e] != zero else zero
             squares += rest * rest
         delta = shift - low[column]
         m2[column] += squares + delta * (delta * (before * share))
         rest = low[column] + delta * share
         high[column] = pivot + rest
         low[column] = rest - (high[column] - pivot)
-    for column in range(number.size):
-        for k in range(depth):
-            number[column] += weights[k * lanes + column]
+    for column in range(NUMBERS):
+        for k in range(DEPTH):
+            number[column] += one if whole else weights[k * LANES + column]
 
 
 @device_function
@@ -248,7 +253,7 @@ def statistics(x, on, steps, cut, partial):
     starts = cuda.local.array(LANES, np.int64)
     for column in range(LANES):
         high[column], low[column], m2[column] = zero, zero, zero
-        number[column % number.size] = zero
+        number[column % NUMBERS] = zero
     thread, block = cuda.threadIdx.x, cuda.blockIdx.x
     vector, position, last = start_of(cut, block, thread)
     run, inner, address = address_of(cut, vector, position, VECTOR)
@@ -257,38 +262,29 @@ def statistics(x, on, steps, cut, partial):
             starts[column] = mask_start(cut, steps, vector * LANES + column)
     height = 1 << cut[Y_BITS]
     while position < last:
-        ahead = (CHUNK - 1) * height
-        if (
-            MASK == NONE
-            and position + ahead < last
-            and (address + (CHUNK - 1) * cut[STEP] < cut[TOTAL])
-        ):
-            for k in range(CHUNK):
+        # The rule, and then the compiler knows what counts.
+        whole = MASK == NONE and position + (CHUNK - 1) * height < last
+        whole = whole and address + (CHUNK - 1) * cut[STEP] < cut[TOTAL]
+        for k in range(CHUNK):
+            # Rows that are joined leave the last one short.
+            there = position + k * height < last and address < cut[TOTAL]
+            if MASK == ROW and there:
+                there = on[offset(steps, OUTER, run)] != 0
+            any_on = there and MASK != ELEMENT
+            for lane in range(VECTOR):
+                counts = there
+                if MASK == ELEMENT and there:
+                    start = starts[lane % LANES]
+                    counts = is_on(cut, on, steps, start, run, inner * VECTOR + lane)
+                    any_on = any_on or counts
+                weights[k * VECTOR + lane] = one if counts else zero
+            if any_on:
                 load(x, address, values, k * VECTOR)
-                for lane in range(VECTOR):
-                    weights[k * VECTOR + lane] = one
-                run, inner, address = advance(cut, run, inner, address)
-            absorb(values, weights, number, high, low, m2, zero, one)
+            run, inner, address = advance(cut, run, inner, address)
+        if whole:
+            absorb(values, weights, True, number, high, low, m2, zero, one)
         else:
-            for k in range(CHUNK):
-                # Rows that are joined leave the last one short.
-                there = position + k * height < last and address < cut[TOTAL]
-                if MASK == ROW and there:
-                    there = on[offset(steps, OUTER, run)] != 0
-                any_on = there and MASK != ELEMENT
-                for lane in range(VECTOR):
-                    counts = there
-                    if MASK == ELEMENT and there:
-                        counts = is_on(
-                            cut, on, steps, starts[lane % LANES], run, inner * VECTOR + lane
-                        )
-                        any_on = any_on or counts
-                    weights[k * VECTOR + lane] = one if counts else zero
-                    values[k * VECTOR + lane] = zero
-                if any_on:
-                    load(x, address, values, k * VECTOR)
-                run, inner, address = advance(cut, run, inner, address)
-            absorb(values, weights, number, high, low, m2, zero, one)
+            absorb(values, weights, False, number, high, low, m2, zero, one)
         position += CHUNK * height
     shared_number = cuda.shared.array(SHARED, COMPUTE)
     shared_high = cuda.shared.array(SHARED, COMPUTE)
@@ -298,7 +294,7 @@ def statistics(x, on, steps, cut, partial):
     width = 1 << cut[X_BITS]
     mine = (y_lane << cut[X_BITS]) + x_lane
     for column in range(LANES):
-        shared_number[column * THREADS + mine] = number[column % number.size]
+        shared_number[column * THREADS + mine] = number[column % NUMBERS]
         shared_high[column * THREADS + mine] = high[column]
         shared_low[column * THREADS + mine] = low[column]
         shared_m2[column * THREADS + mine] = m2[column]
@@ -336,6 +332,9 @@ def gradient_sums(dy, x, saved, cut, partial):
     pivot = cuda.local.array(LANES, COMPUTE)
     sum_dy = cuda.local.array(LANES, COMPUTE)
     sum_dy_x = cuda.local.array(LANES, COMPUTE)
+    chunk_dy = cuda.local.array(LANES, COMPUTE)
+    chunk_dy_x = cuda.local.array(LANES, COMPUTE)
+    there = cuda.local.array(CHUNK, np.bool_)
     thread, block = cuda.threadIdx.x, cuda.blockIdx.x
     vector, position, last = start_of(cut, block, thread)
     run, inner, address = address_of(cut, vector, position, VECTOR)
@@ -346,25 +345,25 @@ def gradient_sums(dy, x, saved, cut, partial):
     height = 1 << cut[Y_BITS]
     while position < last:
         for k in range(CHUNK):
-            if position + k * height < last and address < cut[TOTAL]:
+            there[k] = position + k * height < last and address < cut[TOTAL]
+            if there[k]:
                 load(dy, address, gradients, k * VECTOR)
                 load(x, address, values, k * VECTOR)
-            else:
-                for lane in range(VECTOR):
-                    gradients[k * VECTOR + lane] = zero
-                    values[k * VECTOR + lane] = zero
             run, inner, address = advance(cut, run, inner, address)
+        # The chunk first, then all of it at once: fewer roundings at the size of the sum.
         for column in range(LANES):
-            # The chunk first, then all of it at once: fewer roundings at the size of the sum.
-            chunk_dy, chunk_dy_x = zero, zero
-            for k in range(CHUNK * VECTOR // LANES):
-                gradient = gradients[k * LANES + column]
-                value = values[k * LANES + column] - pivot[column]
-                chunk_dy += gradient
-                # A zero gradient gives zero, whatever the value is.
-                chunk_dy_x += gradient * value if gradient != zero else zero
-            sum_dy[column] += chunk_dy
-            sum_dy_x[column] += chunk_dy_x
+            chunk_dy[column], chunk_dy_x[column] = zero, zero
+        for k in range(CHUNK):
+            if there[k]:
+                for lane in range(VECTOR):
+                    column, e = lane % LANES, k * VECTOR + lane
+                    product = gradients[e] * (values[e] - pivot[column])
+                    chunk_dy[column] += gradients[e]
+                    # A zero gradient gives zero, whatever the value is.
+                    chunk_dy_x[column] += product if gradients[e] != zero else zero
+        for column in range(LANES):
+            sum_dy[column] += chunk_dy[column]
+            sum_dy_x[column] += chunk_dy_x[column]
         position += CHUNK * height
     shared_dy = cuda.shared.array(SHARED, COMPUTE)
     shared_dy_x = cuda.shared.array(SHARED, COMPUTE)
