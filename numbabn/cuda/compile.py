@@ -130,7 +130,6 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "CHUNK": chunk,
         "VALUES": chunk * vector,
         "SHARED": lanes * THREADS,
-        "DEPTH": chunk * vector // lanes,
         # Without a mask of their own, a thread's columns have the same number of elements.
         "NUMBERS": lanes if mask == "elements" else 1,
         "MASK": MASKS[mask],

@@ -16,13 +16,13 @@ over blocks, and leaves the kernels over elements without float64 arithmetic.
     CHUNK               reads in flight
     MASK                see `masks`
     VALUES, SHARED      CHUNK * VECTOR and LANES * THREADS
-    DEPTH               VALUES // LANES, elements of a chunk in each column
     NUMBERS             LANES where the mask differs between columns, else 1
     load, store         of `elements`
     absorb              the function below, with the same constants
 
-Constants, and not what follows from the length of an array: only loops of which the compiler
-knows the length from the start leave a thread's arrays in registers.
+Constants, and not what follows from the length of an array, and loops that step over a chunk
+rather than multiply: only loops of which every compiler sees the length from the start leave a
+thread's arrays in registers.
 
 and these are the arguments that kernels share:
 
@@ -70,7 +70,7 @@ VECTOR = 4
 LANES = 4
 CHUNK = 4
 MASK = NONE
-VALUES, SHARED, DEPTH, NUMBERS = 16, 1024, 4, 1
+VALUES, SHARED, NUMBERS = 16, 1024, 1
 load: Any = elements.load_vector
 store: Any = elements.store_vector
 
@@ -186,25 +186,25 @@ def absorb(values, weights, whole, number, high, low, m2, zero, one):
     for column in range(LANES):
         before = number[column % NUMBERS]
         added = zero
-        for k in range(DEPTH):
-            added += one if whole else weights[k * LANES + column]
+        for first in range(0, VALUES, LANES):
+            added += one if whole else weights[first + column]
         share = added / max(before + added, one)
         if before == zero:
             # The first that counts is near enough to begin with.
-            for k in range(DEPTH):
-                e = (DEPTH - 1 - k) * LANES + column
+            for back in range(0, VALUES, LANES):
+                e = VALUES - LANES - back + column
                 high[column] = values[e] if whole or weights[e] != zero else high[column]
         pivot = high[column]
         shift = zero
-        for k in range(DEPTH):
-            e = k * LANES + column
+        for first in range(0, VALUES, LANES):
+            e = first + column
             # Selection: what does not count may be NaN.
             rest = values[e] - pivot
             shift += rest if whole or weights[e] != zero else zero
         shift /= max(added, one)
         squares = zero
-        for k in range(DEPTH):
-            e = k * LANES + column
+        for first in range(0, VALUES, LANES):
+            e = first + column
             rest = values[e] - pivot - shift
             rest = rest if whole or weights[e] != zero else zero
             squares += rest * rest
@@ -214,8 +214,8 @@ def absorb(values, weights, whole, number, high, low, m2, zero, one):
         high[column] = pivot + rest
         low[column] = rest - (high[column] - pivot)
     for column in range(NUMBERS):
-        for k in range(DEPTH):
-            number[column] += one if whole else weights[k * LANES + column]
+        for first in range(0, VALUES, LANES):
+            number[column] += one if whole else weights[first + column]
 
 
 @device_function
