@@ -1,4 +1,11 @@
-"""The operations on arrays: check, lay out, allocate, call the target, wrap the result."""
+"""The operations on arrays: check, lay out, allocate, call the target, wrap the result.
+
+Arrays are NumPy's, or are on a CUDA device: torch's CUDA tensors, CuPy's arrays, Numba's device
+arrays, and whatever else has `__cuda_array_interface__`. The arrays of a call are of one library.
+Then every result is of that library and on that device (Numba's where the library is none of
+these), the work goes to the stream that the library runs on, and nothing waits for the device.
+Gradients of torch are not tracked: tensors that require one are read as they are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +21,7 @@ from . import layout as lay
 from .layout import Axis, Layout, Mask
 from .renorm import Renorm, RenormClipping
 from .statistics import BatchStatistics
-from .targets import check_target, target_of
+from .targets import check_target, device_operations, on_device, target_of
 
 Array = Any  # an array of x's library
 
@@ -28,19 +35,19 @@ class Saved:
         r, d: the correction of renorm; 1 and 0 without it. Float64, one value a channel.
 
     All of it is read-only. A bool mask is referred to, not copied: like `x`, it is to stay as
-    it is until the backward pass.
+    it is until the backward pass. Of an `x` on a device, all of it is there too.
     """
 
-    _values: NDArray[np.float64] = field(repr=False)  # (6, channels), as launchers have it
+    _values: Any = field(repr=False)  # (6, channels), as launchers have it
     _layout: Layout = field(repr=False)
     _dtype: Any = field(repr=False)
     _axis: Axis = field(repr=False)
     _epsilon: float = field(repr=False)
-    _on: NDArray[np.bool_] | None = field(repr=False)
-    _mask: Mask | None = field(repr=False)  # `_on` in canonical form
+    _on: Any = field(repr=False)
+    _mask: Any = field(repr=False)  # `_on` as the target's launchers have it
 
     @property
-    def values(self) -> NDArray[np.float64]:
+    def values(self) -> Array:
         """All per-channel values as one array, for :func:`backward_from_values`.
 
         (6, channels) float64: count, mean, variance, r, d and gamma; the channels of a
@@ -48,20 +55,26 @@ class Saved:
         """
         if len(self._layout.axes) == 1:
             return self._values
+        if on_device(self._values):
+            return device_operations().in_c_order(self._values, self._layout)
         return np.stack([self._layout.unflatten(row).reshape(-1) for row in self._values])
 
     @property
     def statistics(self) -> BatchStatistics:
-        count, mean, variance = (self._layout.unflatten(row) for row in self._values[:3])
-        return BatchStatistics(count, mean, variance)
+        return BatchStatistics(self._row(0), self._row(1), self._row(2))
 
     @property
-    def r(self) -> NDArray[np.float64]:
-        return self._layout.unflatten(self._values[3])
+    def r(self) -> Array:
+        return self._row(3)
 
     @property
-    def d(self) -> NDArray[np.float64]:
-        return self._layout.unflatten(self._values[4])
+    def d(self) -> Array:
+        return self._row(4)
+
+    def _row(self, index: int) -> Array:
+        if on_device(self._values):
+            return device_operations().row(self._values, index, self._layout)
+        return self._layout.unflatten(self._values[index])
 
 
 def _prepare(x: Array, axis: Axis) -> tuple[ModuleType, Layout]:
@@ -99,7 +112,8 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
     1502.03167), algorithm 1.
 
     Args:
-        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
+            NumPy array, or one on a CUDA device.
         axis: the channel axis, or a list of them; negative ones count from the last.
         mask: bool, integer or float, nonzero is on. Of the rank of `x`, or one less (then
             a last axis is added, whatever `axis` is); each size that of `x`, or 1.
@@ -107,17 +121,23 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
     Returns:
         A :class:`BatchStatistics` of float64 arrays of shape ``(channels,)``; for a list of
         several axes, of the rank of `x` with 1 on every reduced axis. Where n is 0, mean
-        and variance are 0.
+        and variance are 0. Of an `x` on a device they are there too.
 
     Raises:
-        TypeError: `x` is not an array of such floats; `axis` or `mask` has a wrong type.
+        TypeError: `x` is not an array of such floats; `axis` or `mask` has a wrong type, or
+            `mask` is not of the library of `x`.
         ValueError: `axis` is out of range, or `mask` does not fit.
+        RuntimeError: `x` is on a device, and nothing can run there.
 
     >>> import numpy as np
     >>> x = np.array([[1.0, 10.0], [3.0, 30.0], [np.nan, np.nan]])
     >>> batch_statistics(x, mask=np.array([True, True, False])).mean
     array([ 2., 20.])
     """
+    if on_device(x):
+        device = device_operations()
+        values, layout = device.statistics(x, axis, mask)
+        return BatchStatistics(*(device.row(values, index, layout) for index in range(3)))
     target, layout = _prepare(x, axis)
     on = lay.check_mask(mask, x)
     values = target.statistics(layout.canonical(x), lay.canonical_mask(on, layout))
@@ -144,10 +164,11 @@ def normalize(
     carries more than float32, so data far from 0 lose nothing.
 
     Args:
-        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
+            NumPy array, or one on a CUDA device.
         mean, variance: one value a channel: ``(channels,)``, or for a list of several axes
             the rank of `x` with 1 on every reduced axis.
-        gamma, beta: as `mean`; None for 1 and 0.
+        gamma, beta: as `mean`; None for 1 and 0. On a device all four are arrays of floats.
         axis: the channel axis, or a list of them.
         epsilon: added to the variance.
         out: where to write the result; of the shape and dtype of `x`, possibly `x` itself.
@@ -156,7 +177,7 @@ def normalize(
         `out`, or a new array of the dtype and memory order of `x`.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape or value, or an `out` that overlaps an input otherwise.
 
     >>> import numpy as np
@@ -164,8 +185,10 @@ def normalize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    target, layout = _prepare(x, axis)
     epsilon = lay.check_epsilon(epsilon)
+    if on_device(x):
+        return device_operations().normalize(x, mean, variance, gamma, beta, axis, epsilon, out)
+    target, layout = _prepare(x, axis)
     flat_mean, scale, shift = _scale_shift(layout, mean, variance, gamma, beta, epsilon)
     if out is not None:
         inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
@@ -218,7 +241,7 @@ def normalize_backward(
         channel: float64 where `x` is, otherwise float32.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape or value, or an `out` that overlaps an input otherwise.
 
     >>> import numpy as np
@@ -243,8 +266,12 @@ def gradients_of_normalize(
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """:func:`normalize_backward` for the adapters; without `with_dx`, dx is None, not computed."""
-    target, layout = _prepare(x, axis)
     epsilon = lay.check_epsilon(epsilon)
+    if on_device(x):
+        return device_operations().normalize_backward(
+            dy, x, mean, variance, gamma, axis, epsilon, out, with_dx
+        )
+    target, layout = _prepare(x, axis)
     flat_mean = lay.channel_values(mean, "mean", layout)
     flat_variance = lay.channel_values(variance, "variance", layout)
     values = np.ones((6, layout.channels))
@@ -262,7 +289,7 @@ def renorm_correction(
     *,
     epsilon: float = 1e-3,
     clipping: RenormClipping | dict[str, float] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Array, Array]:
     """The correction of batch renormalization: how far a batch is from its reference.
 
         r = clip(s / renorm_stddev, rmin, rmax)         s = sqrt(variance + epsilon)
@@ -278,10 +305,10 @@ def renorm_correction(
         clipping: a :class:`RenormClipping`, a dictionary with its keys, or None for no limits.
 
     Returns:
-        r and d, float64, of the shape of `mean`.
+        r and d, float64, of the shape of `mean`, on its device.
 
     Raises:
-        TypeError: something other than real numbers.
+        TypeError: something other than real numbers, or arrays of several libraries.
         ValueError: the shapes differ, or a value is out of range.
 
     >>> r, d = renorm_correction([3.0], [4.0], [0.0], [1.0], epsilon=1e-9, clipping={"dmax": 1})
@@ -290,6 +317,10 @@ def renorm_correction(
     """
     epsilon = lay.check_epsilon(epsilon)
     limits = RenormClipping.of(clipping).limits
+    if on_device(mean):
+        return device_operations().renorm_correction(
+            mean, variance, renorm_mean, renorm_stddev, epsilon, limits
+        )
     first = np.asarray(mean)
     arrays = [
         lay.real_values(values, name, first.shape).reshape(-1)
@@ -328,9 +359,11 @@ def batch_norm_forward(
     1; Ioffe 2017 (arXiv 1702.03275), section 3.
 
     Args:
-        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order.
+        x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
+            NumPy array, or one on a CUDA device.
         gamma, beta: one value a channel: ``(channels,)``, or for a list of several axes
-            the rank of `x` with 1 on every reduced axis; None for 1 and 0.
+            the rank of `x` with 1 on every reduced axis; None for 1 and 0. On a device they
+            are arrays of floats, as the reference is.
         axis: the channel axis, or a list of them.
         mask: as for :func:`batch_statistics`.
         epsilon: added to the variance.
@@ -343,7 +376,7 @@ def batch_norm_forward(
         needs: per-channel values and the mask, with the attributes `statistics`, `r`, `d`.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape or value, or an `out` that overlaps an input.
 
     >>> import numpy as np
@@ -351,8 +384,10 @@ def batch_norm_forward(
     >>> y.ravel(), saved.statistics.mean
     (array([-1.,  1.]), array([2.]))
     """
-    target, layout = _prepare(x, axis)
     epsilon = lay.check_epsilon(epsilon)
+    if on_device(x):
+        return forward_on_device(x, gamma, beta, axis, mask, epsilon, renorm, out)
+    target, layout = _prepare(x, axis)
     flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
     flat_beta = None if beta is None else lay.channel_values(beta, "beta", layout)
     reference = _reference(renorm, layout)
@@ -370,11 +405,30 @@ def batch_norm_forward(
     return result.finish(), saved
 
 
+def forward_on_device(
+    x: Array, gamma: Array, beta: Array, axis: Axis, mask: Array, epsilon: float,
+    renorm: Renorm | None, out: Array | None, by_variance: bool = False,
+) -> tuple[Array, Saved]:  # fmt: skip
+    """:func:`batch_norm_forward` of an array on a device.
+
+    by_variance: `renorm.stddev` holds variances, to which epsilon is to be added
+    """
+    _check_renorm(renorm)
+    done = device_operations().forward(
+        x, gamma, beta, axis, mask, epsilon, renorm, out, by_variance
+    )
+    return done.y, Saved(done.values, done.layout, done.dtype, axis, epsilon, mask, done.mask)
+
+
+def _check_renorm(renorm: Renorm | None) -> None:
+    if renorm is not None and not isinstance(renorm, Renorm):
+        raise TypeError(f"renorm must be a Renorm, got {type(renorm).__name__}")
+
+
 def _reference(renorm: Renorm | None, layout: Layout) -> tuple[Any, Any, Any] | None:
+    _check_renorm(renorm)
     if renorm is None:
         return None
-    if not isinstance(renorm, Renorm):
-        raise TypeError(f"renorm must be a Renorm, got {type(renorm).__name__}")
     return (
         lay.channel_values(renorm.mean, "renorm.mean", layout),
         lay.channel_values(renorm.stddev, "renorm.stddev", layout),
@@ -407,7 +461,7 @@ def batch_norm_backward(
         channel: float64 where `x` is, otherwise float32.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or arrays of several libraries.
         ValueError: a wrong shape, or an `out` that overlaps an input otherwise.
 
     >>> import numpy as np
@@ -419,16 +473,19 @@ def batch_norm_backward(
     """
     if not isinstance(saved, Saved):
         raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
+    if on_device(x) is not on_device(saved._values):
+        where = "on a CUDA device" if on_device(saved._values) else "in NumPy"
+        raise TypeError(f"x must be what the forward pass had, {where}, got {type(x).__name__}")
+    if on_device(x):
+        device = device_operations()
+        _check_same(device.describe(x, "x"), saved)
+        return device.backward(
+            dy, x, saved._values, saved._layout, saved._axis, saved._epsilon, saved._on,
+            saved._mask, True, out,
+        )  # fmt: skip
     target = target_of(x, "x")
     lay.check_array(x, "x")
-    if x.shape != saved._layout.shape:
-        raise ValueError(
-            f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
-        )
-    if x.dtype != saved._dtype:
-        raise TypeError(
-            f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}"
-        )
+    _check_same(x, saved)
     layout, values, mask = lay.layout_of(x, saved._axis), saved._values, saved._mask
     if layout.order != saved._layout.order:
         # The same values in another memory order.
@@ -437,10 +494,22 @@ def batch_norm_backward(
     return _backward(target, layout, dy, x, values, saved._epsilon, mask, True, out, {})
 
 
+def _check_same(x: Any, saved: Saved) -> None:
+    """Raise unless `x` can be what the forward pass had."""
+    if x.shape != saved._layout.shape:
+        raise ValueError(
+            f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
+        )
+    if x.dtype != saved._dtype:
+        raise TypeError(
+            f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}"
+        )
+
+
 def backward_from_values(
     dy: Array,
     x: Array,
-    values: NDArray[np.float64],
+    values: Array,
     *,
     axis: Axis,
     mask: Array | None,
@@ -459,6 +528,10 @@ def backward_from_values(
             :func:`normalize_backward`, with mean, variance and gamma from `values`.
         with_dx: False where dx is not to be computed; it is None then.
     """
+    if on_device(x):
+        return device_operations().backward(
+            dy, x, values, None, axis, epsilon, mask, None, training, out, with_dx
+        )
     target, layout = _prepare(x, axis)
     if len(layout.axes) > 1:
         logical = values.reshape(-1, *layout.channel_shape)

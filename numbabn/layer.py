@@ -15,12 +15,13 @@ from .functional import (
     Saved,
     batch_norm_backward,
     batch_norm_forward,
+    forward_on_device,
     normalize,
     normalize_backward,
 )
 from .layout import Axis, check_array, check_epsilon, check_momentum, layout_of, plain_axis
 from .renorm import Renorm, RenormClipping
-from .targets import target_of
+from .targets import device_operations, on_device, target_of
 
 # In Keras's order. gamma and beta are trainable; the last three exist with renorm only.
 _TRAINABLE = ("gamma", "beta")
@@ -36,8 +37,13 @@ def _parameter_dtype(dtype: Any) -> np.dtype[Any]:
     return resolved
 
 
+def _host(array: Array) -> NDArray[Any]:
+    """An array of any library as a NumPy array; waits for a device."""
+    return device_operations().to_host(array) if on_device(array) else np.asarray(array)
+
+
 def _weight(name: str) -> property:
-    def get(self: BatchNormalization) -> NDArray[Any] | None:
+    def get(self: BatchNormalization) -> Array | None:
         return self._weights.get(name)
 
     def set(self: BatchNormalization, values: Any) -> None:
@@ -45,9 +51,14 @@ def _weight(name: str) -> property:
             reason = "has none" if name not in self._names() else "is not built yet"
             raise AttributeError(f"{name} cannot be set: the layer {reason}")
         old = self._weights[name]
-        new = np.array(values, old.dtype)
-        if new.shape != old.shape:
-            raise ValueError(f"{name} must have shape {old.shape}, got {new.shape}")
+        shape, dtype = tuple(old.shape), self._weight_dtype()
+        if self._place is not None and on_device(values):
+            new = device_operations().copy_of(values, name, old, self._place)
+        else:
+            new = np.array(_host(values), dtype)
+            if new.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {new.shape}")
+            new = self._placed(new)
         self._weights = {**self._weights, name: new}
 
     return property(get, set, doc=f"{name}, one value a channel; None where there is none.")
@@ -85,9 +96,14 @@ class BatchNormalization:
         gamma, beta, moving_mean, moving_variance, moving_stddev, renorm_mean,
         renorm_stddev: arrays, one value a channel; None where the layer has none, and
             before the first call or :meth:`build`.
-        weights: all of them that exist, name to array, in Keras's order.
+        weights: all of them that exist, name to array, in Keras's order. On a device, training
+            changes the moving statistics in place, so that a CUDA graph can be captured.
         gradients: what the last :meth:`backward` found for gamma and beta, by name.
         trainable: False to run in inference mode whatever `training` says.
+
+    The layer computes where its weights are: where its first input was, or where :meth:`to`
+    moved them. On a device nothing that it does waits for the device, apart from moving,
+    saving and pickling; a copy or a pickle of the layer has its weights in NumPy.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -136,8 +152,10 @@ class BatchNormalization:
         )
         self.dtype = None if dtype is None else _parameter_dtype(dtype)
         self.trainable = True
-        self.gradients: dict[str, NDArray[Any]] = {}
-        self._weights: dict[str, NDArray[Any]] = {}
+        self.gradients: dict[str, Array] = {}
+        self._weights: dict[str, Array] = {}
+        # Where they are: None for NumPy, else the device and its arrays' library.
+        self._place: Any = None
         # The last training call: its input, and what its backward needs.
         self._taped: tuple[Array, Saved | None] | None = None
 
@@ -151,7 +169,7 @@ class BatchNormalization:
         self._renorm_clipping = RenormClipping.of(clipping)
 
     @property
-    def weights(self) -> dict[str, NDArray[Any]]:
+    def weights(self) -> dict[str, Array]:
         """The parameters and moving statistics that exist, by name, in Keras's order."""
         return dict(self._weights)
 
@@ -170,14 +188,47 @@ class BatchNormalization:
         """
         dtype = self.dtype or _parameter_dtype(dtype or np.float32)
         self._weights = {
-            name: np.full(shape, 1.0 if name in _ONES else 0.0, dtype) for name in self._names()
+            name: self._placed(np.full(shape, 1.0 if name in _ONES else 0.0, dtype))
+            for name in self._names()
         }
+
+    def _placed(self, values: NDArray[Any]) -> Array:
+        """A weight, where weights are."""
+        return values if self._place is None else self._place.array(values)
+
+    def _weight_dtype(self) -> np.dtype[Any]:
+        """The dtype of the weights that there are."""
+        weight = self._weights["moving_mean"]
+        return device_operations().dtype_of(weight) if on_device(weight) else weight.dtype
+
+    def to(self, device: str | int, library: str | None = None) -> BatchNormalization:
+        """Move the weights, or say where they are to be made; returns the layer.
+
+        Args:
+            device: "cpu", or "cuda", "cuda:1" or the device's number.
+            library: whose arrays they are to be there: "torch", "cupy" or "numba". None for
+                that of the weights if they are on a device, or else the first of these that
+                has been imported.
+
+        Raises:
+            TypeError, ValueError: there is no such device or library.
+            RuntimeError: nothing can run on a device here; it says what to install.
+        """
+        on_cpu = device == "cpu"
+        place = None if on_cpu else device_operations().place(device, library, self._place)
+        # All of them before any is put in place.
+        weights = {name: _host(values) for name, values in self._weights.items()}
+        if place is not None:
+            weights = {name: place.array(values) for name, values in weights.items()}
+        self._weights, self._place = weights, place
+        self.gradients, self._taped = {}, None
+        return self
 
     def __call__(self, x: Array, training: bool = False, mask: Array | None = None) -> Array:
         """Normalize `x`; with `training`, by its own statistics, which the moving ones follow.
 
         Args:
-            x: float16, bfloat16, float32 or float64, in any memory order.
+            x: float16, bfloat16, float32 or float64, in any memory order; where the weights are.
             training: whether this is a training step. A layer that is not `trainable` runs
                 in inference mode all the same.
             mask: as for :func:`numbabn.batch_statistics`; used in training only.
@@ -200,6 +251,8 @@ class BatchNormalization:
             if training:
                 self._taped = (x, None)
             return y
+        if self._place is not None:
+            return self._train_on_device(x, mask)
         y, saved = batch_norm_forward(
             x, self.gamma, self.beta,
             axis=self.axis, mask=mask, epsilon=self.epsilon, renorm=self._reference(),
@@ -211,26 +264,45 @@ class BatchNormalization:
 
     def _first_call(self, x: Array, training: bool, mask: Array | None) -> Array:
         """Make the parameters after `x`, and keep them if the call succeeds."""
-        target_of(x, "x")
-        check_array(x, "x")
-        wide = np.float64 if x.dtype == np.float64 else np.float32
-        self.build(layout_of(x, self.axis).channel_shape, wide)
+        described, place = self._described(x), self._place
+        if place is None and described is not x:
+            self._place = device_operations().place_of(described)
+        wide = np.float64 if described.dtype == np.float64 else np.float32
         try:
+            self.build(layout_of(described, self.axis).channel_shape, wide)
             return self(x, training, mask)
         except BaseException:
             # An interrupt too: a layer that has not run is not built. It goes on to the caller.
-            self._weights = {}
+            self._weights, self._place = {}, place
             raise
+
+    def _described(self, x: Array) -> Any:
+        """`x`, or what is known of it where it is on a device; raises if it cannot be read."""
+        if on_device(x):
+            x = device_operations().describe(x, "x")
+        else:
+            target_of(x, "x")
+        check_array(x, "x")
+        return x
 
     def _check_channels(self, x: Array) -> None:
         """Raise what is wrong with `x`, before an operation blames a weight for it."""
-        target_of(x, "x")
-        check_array(x, "x")
-        found, built = layout_of(x, self.axis).channel_shape, self._weights["moving_mean"].shape
+        described = self._described(x)
+        if self._place is None:
+            fits, here = described is x, "in NumPy"
+        else:
+            fits, here = described is not x and self._place.holds(described), str(self._place)
+        if not fits:
+            raise TypeError(
+                f"the layer's weights are {here} and x is elsewhere ({type(x).__name__}): "
+                "move the layer with to()"
+            )
+        found = layout_of(described, self.axis).channel_shape
+        built = tuple(self._weights["moving_mean"].shape)
         if found != built:
             raise ValueError(
                 f"x must have channels of shape {built} along axis={self.axis}, as the layer "
-                f"was built for, got x of shape {x.shape}"
+                f"was built for, got x of shape {described.shape}"
             )
 
     def _reference(self) -> Renorm | None:
@@ -242,6 +314,27 @@ class BatchNormalization:
             return Renorm(self._weights["moving_mean"], stddev, self.renorm_clipping)
         mean, stddev = self._weights["renorm_mean"], self._weights["renorm_stddev"]
         return Renorm(mean, stddev, self.renorm_clipping)
+
+    def _train_on_device(self, x: Array, mask: Array | None) -> Array:
+        """A training call, and the moving statistics moved, without waiting for the device."""
+        shared = self.renorm and self.renorm_momentum is None
+        renorm = None
+        if shared:
+            # A variance, of which the kernel takes the root.
+            renorm = Renorm(self.moving_mean, self.moving_variance, self.renorm_clipping)
+        elif self.renorm:
+            renorm = Renorm(self.renorm_mean, self.renorm_stddev, self.renorm_clipping)
+        y, saved = forward_on_device(
+            x, self.gamma, self.beta, self.axis, mask, self.epsilon, renorm, None, shared
+        )
+        separate = self.renorm and not shared
+        device_operations().move_statistics(
+            saved._values, saved._layout, self.epsilon, self.momentum,
+            self.renorm_momentum if separate else None,
+            [self._weights[name] for name in (*_MOVING, *(_RENORM if separate else ()))],
+        )  # fmt: skip
+        self._taped = (x, saved)
+        return y
 
     def _moved(self, saved: Saved) -> dict[str, NDArray[Any]]:
         """The weights after the batch: those that move, moved."""
@@ -334,7 +427,7 @@ class BatchNormalization:
             raise RuntimeError("the layer has no weights to save: call it or build it first")
         with open(path, "wb") as file:
             # mypy takes the names for savez's own arguments.
-            np.savez(file, **self._weights)  # type: ignore[arg-type]
+            np.savez(file, **{name: _host(each) for name, each in self._weights.items()})  # type: ignore[arg-type]
 
     def load(self, path: str | os.PathLike[str]) -> BatchNormalization:
         """Take the weights from an npz file that `save` wrote; returns the layer.
@@ -351,19 +444,25 @@ class BatchNormalization:
                 f"this layer has {sorted(names)}"
             )
         for name, weight in self._weights.items():
-            if loaded[name].shape != weight.shape:
+            if loaded[name].shape != tuple(weight.shape):
                 raise ValueError(
                     f"{os.fspath(path)} holds {name} of shape {loaded[name].shape}, "
-                    f"this layer has {weight.shape}"
+                    f"this layer has {tuple(weight.shape)}"
                 )
         self._weights = {
-            name: loaded[name].astype(self.dtype or loaded[name].dtype) for name in names
+            name: self._placed(loaded[name].astype(self.dtype or loaded[name].dtype))
+            for name in names
         }
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # The input of the last call can be large, and belongs to the caller.
-        return {**self.__dict__, "_taped": None}
+        # The input of the last call can be large, and belongs to the caller. A device may not
+        # be there where the layer comes back.
+        arrays = {
+            attribute: {name: _host(each) for name, each in getattr(self, attribute).items()}
+            for attribute in ("_weights", "gradients")
+        }
+        return {**self.__dict__, **arrays, "_taped": None, "_place": None}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())

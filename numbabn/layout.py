@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .targets import on_device
+
 Axis = Any  # int | Sequence[int]: what callers pass as `axis`
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -99,7 +101,7 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def layout_of(x: NDArray[Any], axis: Axis) -> Layout:
+def layout_of(x: Any, axis: Axis) -> Layout:
     """The layout of `x` with its channels along `axis`.
 
     Raises:
@@ -184,7 +186,7 @@ def check_array(x: Any, name: str) -> None:
         )
 
 
-def check_like(array: Any, name: str, x: NDArray[Any]) -> None:
+def check_like(array: Any, name: str, x: Any) -> None:
     """Raise unless `array` has the shape and dtype of `x`."""
     check_array(array, name)
     if array.shape != x.shape:
@@ -205,11 +207,7 @@ def check_out(
     check_like(out, "out", x)
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    if _overlaps_itself(out):
-        raise ValueError(
-            f"out must have memory of its own for each element, got strides {out.strides} "
-            f"for shape {out.shape}"
-        )
+    check_own_memory(out)
     for name, array in inputs.items():
         if not isinstance(array, np.ndarray) or not np.shares_memory(out, array):
             continue
@@ -219,20 +217,30 @@ def check_out(
             and out.__array_interface__["data"][0] == array.__array_interface__["data"][0]
         )
         if not same:
-            allowed = f"only be {' or '.join(over)} itself" if over else "not be an input"
+            raise overlap(name, over)
+
+
+def overlap(name: str, over: tuple[str, ...]) -> ValueError:
+    """The error for an `out` that lies over an input in a way that it may not."""
+    allowed = f"only be {' or '.join(over)} itself" if over else "not be an input"
+    return ValueError(
+        f"out overlaps {name} in memory, which would give wrong results; it may {allowed}"
+    )
+
+
+def check_own_memory(out: Any) -> None:
+    """Raise ValueError where two elements of `out` may share memory.
+
+    They never do in whatever slicing and permuting makes.
+    """
+    extent = out.itemsize
+    for stride, size in sorted(zip(map(abs, out.strides), out.shape, strict=True)):
+        if size > 1 and stride < extent and out.size > 0:
             raise ValueError(
-                f"out overlaps {name} in memory, which would give wrong results; it may {allowed}"
+                f"out must have memory of its own for each element, got strides {out.strides} "
+                f"for shape {out.shape}"
             )
-
-
-def _overlaps_itself(array: NDArray[Any]) -> bool:
-    """Whether two elements may share memory: False for whatever slicing and permuting makes."""
-    extent = array.itemsize
-    for stride, size in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
-        if size > 1 and stride < extent:
-            return array.size > 0
         extent += stride * (size - 1)
-    return False
 
 
 def check_epsilon(epsilon: Any) -> float:
@@ -276,8 +284,17 @@ def real_values(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.fl
     return array.astype(np.float64, copy=False)
 
 
+def _host_array(values: Any, name: str) -> NDArray[Any]:
+    """`values` as a NumPy array; TypeError where that would wait for a device, unasked."""
+    if not isinstance(values, np.ndarray) and on_device(values):
+        raise TypeError(
+            f"{name} is on a CUDA device ({type(values).__name__}), and other arrays are not"
+        )
+    return np.asarray(values)
+
+
 def _real(values: Any, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
+    array = _host_array(values, name)
     if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
         raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
     return array
@@ -294,18 +311,28 @@ def check_mask(mask: Any, x: NDArray[Any]) -> NDArray[np.bool_] | None:
     """
     if mask is None:
         return None
-    on = np.asarray(mask)
+    on = _host_array(mask, "mask")
     if on.dtype.kind not in "bfiu" and float_name(on.dtype) is None:
         raise TypeError(f"mask must hold bools or real numbers, got {on.dtype.name}")
     full = on[..., None] if on.ndim == x.ndim - 1 else on
-    if full.ndim != x.ndim or any(
-        size not in (1, expected) for size, expected in zip(full.shape, x.shape, strict=True)
+    check_mask_shape(on.shape, full.shape, x.shape)
+    return full if full.dtype == np.bool_ else full != 0
+
+
+def check_mask_shape(given: tuple[int, ...], full: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a mask fits x.
+
+    given: its shape as the caller has it
+    full: the same, with a last axis added where its rank is one less than x's
+    shape: of x
+    """
+    if len(full) != len(shape) or any(
+        size not in (1, expected) for size, expected in zip(full, shape, strict=True)
     ):
         raise ValueError(
-            f"mask of shape {on.shape} does not fit x of shape {x.shape}: expected the rank of x, "
+            f"mask of shape {given} does not fit x of shape {shape}: expected the rank of x, "
             "or one less (then a last axis is added), and each size to be that of x or 1"
         )
-    return full if full.dtype == np.bool_ else full != 0
 
 
 def canonical_mask(
@@ -320,25 +347,40 @@ def canonical_mask(
     outer, _, inner = layout.canonical_shape
     ordered = on.transpose(layout.order)
     sizes = [layout.shape[axis] for axis in layout.order]
-    is_channel = [axis in layout.axes and layout.shape[axis] != 1 for axis in layout.order]
     if all(on.shape[axis] == 1 for axis in layout.axes):
-        positions = [1 if along else size for size, along in zip(sizes, is_channel, strict=True)]
+        positions = [
+            1 if axis in layout.axes else size
+            for axis, size in zip(layout.order, sizes, strict=True)
+        ]
         if expand or ordered.size == outer * inner:
             expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
             return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
     ordered = np.ascontiguousarray(ordered)
-    strides = [
-        0 if size == 1 else step for size, step in zip(ordered.shape, ordered.strides, strict=True)
-    ]
-    # A single channel has no axis: all of x is one run.
-    first = is_channel.index(True) if any(is_channel) else 0
-    last = len(sizes) - is_channel[::-1].index(True) if any(is_channel) else 0
-    axes = (
-        _merged(sizes[:first], strides[:first]),
-        _merged(sizes[first:last], strides[first:last]),
-        _merged(sizes[last:], strides[last:]),
-    )
+    axes = mask_axes(ordered.shape, ordered.strides, layout)
     return Mask(ordered.reshape(-1).view(np.uint8), axes)
+
+
+def mask_axes(
+    shape: tuple[int, ...], strides: tuple[int, ...], layout: Layout
+) -> tuple[Steps, Steps, Steps]:
+    """The steps of a mask of bytes along the outer, the channel and the inner axes.
+
+    shape, strides: the mask's, its axes in the order of `layout.order`
+    """
+    sizes = [layout.shape[axis] for axis in layout.order]
+    steps = [0 if size == 1 else step for size, step in zip(shape, strides, strict=True)]
+    along = [
+        place
+        for place, axis in enumerate(layout.order)
+        if axis in layout.axes and layout.shape[axis] != 1
+    ]
+    # A single channel has no axis here: as in `_layout`, its elements are one run.
+    first, last = (along[0], along[-1] + 1) if along else (0, 0)
+    return (
+        _merged(sizes[:first], steps[:first]),
+        _merged(sizes[first:last], steps[first:last]),
+        _merged(sizes[last:], steps[last:]),
+    )
 
 
 def _merged(sizes: list[int], strides: list[int]) -> Steps:

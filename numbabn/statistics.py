@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import formulas
 from .layout import real_values
+from .targets import device_operations, on_device
 
 
 @dataclass(frozen=True, eq=False)
 class BatchStatistics:
     """Count, mean and biased variance of each channel, in float64.
 
+    On a device they are arrays there, of one library, and stay as they are: reading their
+    values would wait for the device. :meth:`to_host` does.
+
     Args:
-        count: how many elements each channel has; a number serves for every channel.
+        count: how many elements each channel has; a number serves for every channel, but not
+            on a device.
         mean, variance: arrays of one shape, one value a channel. 0 where the count is 0.
 
     Raises:
@@ -32,11 +37,14 @@ class BatchStatistics:
     (array([5., 6.]), array([11.66666667, 11.66666667]))
     """
 
-    count: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
+    count: Any
+    mean: Any
+    variance: Any
 
     def __post_init__(self) -> None:
+        if on_device(self.mean):
+            device_operations().check_statistics(self.count, self.mean, self.variance)
+            return
         mean = real_values(self.mean, "mean", np.shape(self.mean))
         variance = real_values(self.variance, "variance", mean.shape)
         count = real_values(self.count, "count", np.shape(self.count))
@@ -61,6 +69,13 @@ class BatchStatistics:
         """
         if not isinstance(other, BatchStatistics):
             raise TypeError(f"other must be a BatchStatistics, got {type(other).__name__}")
+        if on_device(self.mean) or on_device(other.mean):
+            return BatchStatistics(
+                *device_operations().merge(
+                    (self.count, self.mean, self.variance),
+                    (other.count, other.mean, other.variance),
+                )
+            )
         if other.mean.shape != self.mean.shape:
             raise ValueError(
                 f"statistics to be merged must have one shape, "
@@ -71,6 +86,13 @@ class BatchStatistics:
             other.count, other.mean, other.variance * other.count,
         )  # fmt: skip
         return BatchStatistics(count, mean, formulas.variance_of(count, m2))
+
+    def to_host(self) -> BatchStatistics:
+        """The same as NumPy arrays; waits for the device where they are on one."""
+        if not on_device(self.mean):
+            return self
+        copy = device_operations().to_host
+        return BatchStatistics(copy(self.count), copy(self.mean), copy(self.variance))
 
     @staticmethod
     def merge_all(statistics: Iterable[BatchStatistics]) -> BatchStatistics:

@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +29,48 @@ def test_info_names_what_it_runs_on(capsys):
     ):
         assert re.search(f"^{line}", printed, re.MULTILINE), line
     assert numbabn.__version__ in printed
+
+
+def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4)):
+    """Stand-ins for what `info` asks of numba-cuda."""
+    h200 = SimpleNamespace(id=0, name="NVIDIA H200", compute_capability=(9, 0))
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(get_version=lambda: toolkit), list_devices=lambda: [h200]
+    )
+    monkeypatch.setattr("numbabn.commands.info.why_unavailable", lambda: missing)
+    monkeypatch.setitem(sys.modules, "numba.cuda", cuda)
+    monkeypatch.setitem(
+        sys.modules, "numba.cuda.cudadrv.driver", SimpleNamespace(get_version=lambda: driver)
+    )
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ({"missing": "it is not there"}, "CUDA              no: it is not there\n"),
+        (
+            {"driver": (12, 8)},
+            "CUDA              no: driver for CUDA 12.8, toolkit 13.4, which is too new for the "
+            "driver: pip install 'numbabn[cuda12]'\n",
+        ),
+        (
+            {},
+            "CUDA              driver for CUDA 13.0, toolkit 13.4\n"
+            "device 0          NVIDIA H200, compute capability 9.0\n",
+        ),
+    ],
+    ids=["something is missing", "an old driver", "a device"],
+)
+def test_info_says_what_cuda_there_is(installed, said, monkeypatch, capsys):
+    install_cuda(monkeypatch, **installed)
+    assert main(["info"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_info_names_the_extra_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("numbabn.cuda.availability.find_spec", lambda name: None)
+    assert main(["info"]) == 0
+    assert "not installed: pip install 'numbabn[cuda13]'" in capsys.readouterr().out
 
 
 def test_every_command_has_a_module_of_its_own():

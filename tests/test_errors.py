@@ -96,18 +96,27 @@ CASES = {
     "x: a list": (
         lambda g: statistics(g, x=[[1.0, 2.0]]),
         TypeError,
-        "x must be a NumPy array, got list",
+        "x must be a NumPy array or an array on a CUDA device, got list",
     ),
     "x: masked array": (
         lambda g: statistics(g, x=np.ma.masked_array(g.x)),
         TypeError,
         "x must not be a masked array: pass x.data, and mask=~x.mask (True is on)",
     ),
-    "x: on a GPU": (
-        lambda g: statistics(g, x=SimpleNamespace(__cuda_array_interface__={})),
+    "gamma: on a GPU": (
+        lambda g: forward(g, gamma=SimpleNamespace(__cuda_array_interface__={})),
         TypeError,
-        "x is on a CUDA device (SimpleNamespace), and this version of numbabn computes on the "
-        "CPU: copy it to a NumPy array",
+        "gamma is on a CUDA device (SimpleNamespace), and other arrays are not",
+    ),
+    "mask: on a GPU": (
+        lambda g: statistics(g, mask=SimpleNamespace(__cuda_array_interface__={})),
+        TypeError,
+        "mask is on a CUDA device (SimpleNamespace), and other arrays are not",
+    ),
+    "dy: on a GPU": (
+        lambda g: backward(g, dy=SimpleNamespace(__cuda_array_interface__={})),
+        TypeError,
+        "dy is on a CUDA device (SimpleNamespace), and other arrays are not",
     ),
     "x: integers": (
         lambda g: forward(g, x=g.x.astype(np.int32)),
@@ -493,7 +502,7 @@ CASES = {
     "dy: a list": (
         lambda g: backward(g, dy=g.dy.tolist()),
         TypeError,
-        "dy must be a NumPy array, got list",
+        "dy must be a NumPy array or an array on a CUDA device, got list",
     ),
     "dy: shape, inference": (
         lambda g: normalize_backward(g, dy=g.dy[:3]),

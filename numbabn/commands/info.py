@@ -1,8 +1,10 @@
 """What numbabn runs on here."""
 
 import argparse
+import importlib
 import importlib.metadata
 import platform
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -12,6 +14,7 @@ import numbabn
 
 from ..cpu.compile import cache_folder
 from ..cpu.threads import LEAST_PARALLEL
+from ..cuda.availability import why_unavailable
 
 PACKAGES = ["numba", "llvmlite", "numpy", "ml_dtypes", "numba-cuda", "keras", "torch", "jax"]
 # Those that decide what the kernels compile to: vector width, and 16-bit floats in hardware.
@@ -45,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         "threading layer": _threading_layer(),
         "processor": numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
         "its features": " ".join(_features()),
-        "CUDA": _cuda(),
+        **_cuda(),
         "compiled kernels": str(cache_folder() or "kept nowhere: each process compiles its own"),
     }
     width = max(map(len, rows))
@@ -76,8 +79,26 @@ def _features() -> list[str]:
     return [feature for feature in FEATURES if present.get(feature)]
 
 
-def _cuda() -> str:
-    return (
-        f"no: numbabn {numbabn.__version__} has kernels for the CPU alone; what later ones need "
-        "comes with the extra cuda12 or cuda13"
-    )
+def _cuda() -> dict[str, str]:
+    """A row on CUDA, and one for each device."""
+    reason = why_unavailable()
+    if reason is not None:
+        return {"CUDA": f"no: {reason}"}
+    if numba.config.ENABLE_CUDASIM:
+        return {"CUDA": "simulated on the host, as NUMBA_ENABLE_CUDASIM says"}
+    cuda = importlib.import_module("numba.cuda")
+    driver = importlib.import_module("numba.cuda.cudadrv.driver").get_version()
+    toolkit = cuda.runtime.get_version()
+    versions = f"driver for CUDA {_dotted(driver)}, toolkit {_dotted(toolkit)}"
+    if toolkit[0] > driver[0]:
+        fitting = f"pip install 'numbabn[cuda{driver[0]}]'"
+        return {"CUDA": f"no: {versions}, which is too new for the driver: {fitting}"}
+    return {"CUDA": versions, **{f"device {d.id}": _device(d) for d in cuda.list_devices()}}
+
+
+def _device(device: Any) -> str:
+    return f"{device.name}, compute capability {_dotted(device.compute_capability)}"
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

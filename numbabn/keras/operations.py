@@ -133,12 +133,12 @@ def _backward(
     gradients = backward_from_values(
         inputs["dy"], inputs["x"], inputs["values"],
         axis=attributes.axis, mask=inputs.get("mask"), epsilon=attributes.epsilon,
-        with_dx=_with_dx(wanted), out=out,
+        with_dx=with_dx(wanted), out=out,
     )  # fmt: skip
     return _wanted(gradients, wanted)
 
 
-def _with_dx(wanted: tuple[str, ...] | None) -> bool:
+def with_dx(wanted: tuple[str, ...] | None) -> bool:
     return wanted is None or "dx" in wanted
 
 
@@ -181,7 +181,7 @@ def _normalize_backward(
         return {"dx": dx}
     gradients = gradients_of_normalize(
         inputs["dy"], inputs["x"], inputs["moving_mean"], variance, gamma,
-        axis=attributes.axis, epsilon=attributes.epsilon, with_dx=_with_dx(wanted), out=out,
+        axis=attributes.axis, epsilon=attributes.epsilon, with_dx=with_dx(wanted), out=out,
     )  # fmt: skip
     return _wanted(gradients, wanted)
 
@@ -192,6 +192,7 @@ TRAINING = Function(
         (*ARGUMENTS, "mask", *LIMITS, *STATISTICS),
         _forward_shapes,
         _forward,
+        moved=STATISTICS,
     ),
     backward=Operation(
         "batch_norm_backward",

@@ -8,13 +8,19 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 BACKEND = os.environ.get("KERAS_BACKEND")
-OF_BACKEND = {f"test_keras_on_{name}.py" for name in ("torch", "tensorflow", "numpy")}
+# In Numba's simulator the kernels for devices are tested, and nothing else.
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+OF_BACKEND = {f"test_keras_on_{name}.py" for name in ("torch", "tensorflow", "jax", "numpy")}
+IN_SIMULATION = "test_keras_in_simulation.py"
 UNTRAINED = {"test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"}
 
 if BACKEND is None:
     collect_ignore_glob = ["test_keras_*.py"]
+elif SIMULATED:
+    here = pathlib.Path(__file__).parent
+    collect_ignore = [each.name for each in here.glob("test_*.py") if each.name != IN_SIMULATION]
 else:
-    collect_ignore = sorted(OF_BACKEND - {f"test_keras_on_{BACKEND}.py"})
+    collect_ignore = sorted(OF_BACKEND - {f"test_keras_on_{BACKEND}.py"} | {IN_SIMULATION})
     if BACKEND == "numpy":
         # Keras trains nothing there.
         collect_ignore += sorted(UNTRAINED)
@@ -28,6 +34,9 @@ def pytest_configure(config):
         "filterwarnings",
         "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:keras",
     )
+    if SIMULATED:
+        # Kernels run in plain Python there, which warns of what a device computes in silence.
+        config.addinivalue_line("filterwarnings", "ignore:invalid value:RuntimeWarning")
     import keras
 
     assert keras.backend.backend() == BACKEND

@@ -259,15 +259,15 @@ def test_same_forward_with_and_without_gradients():
 
 def test_other_devices_are_refused(monkeypatch):
     class Elsewhere:
-        type = "cuda"
+        type = "mps"
 
         def __str__(self):
-            return "cuda:0"
+            return "mps:0"
 
     class Fake(torch.Tensor):
         device = Elsewhere()
 
-    with pytest.raises(TypeError, match=r"x is on the device cuda:0, and numbabn\.keras"):
+    with pytest.raises(TypeError, match=r"x is on the device mps:0: numbabn\.keras computes on"):
         bridge._array(tensor(4, 3).as_subclass(Fake), "x")
 
 

@@ -1,9 +1,10 @@
-"""Between the tensors of a framework and NumPy arrays: one module for each backend of Keras.
+"""Between the tensors of a framework and arrays: one module for each backend of Keras.
 
 A bridge knows nothing of batch normalization. It is given a :class:`Function`: two
 :class:`Operation` s over NumPy arrays, a forward one and the one that computes its gradient,
-and it runs them on its framework's tensors, inside that framework's differentiation. Each
-bridge is a module with
+and it runs them on its framework's tensors, inside that framework's differentiation. The bridges
+of torch and JAX find the same operations over arrays of a CUDA device, by their names, in
+:mod:`numbabn.keras.device`. Each bridge is a module with
 
     apply(function, inputs, attributes) -> results
         `inputs` maps the names in `function.forward.inputs` to tensors, to a `Late`, or to
@@ -90,6 +91,7 @@ class Operation:
         C-ordered array to write the first output to. Without `out` the first output takes the
         memory order of `x`.
     attributes: any hashable object, known when a computation is traced
+    moved: the inputs of which new values come back, under their own names
     """
 
     name: str
@@ -98,6 +100,7 @@ class Operation:
     host: Callable[
         [Mapping[str, NDArray[Any]], Any, tuple[str, ...] | None, NDArray[Any] | None], Arrays
     ]
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

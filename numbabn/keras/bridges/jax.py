@@ -1,17 +1,25 @@
-"""JAX: kernels that XLA calls, or `jax.pure_callback`, inside its own rule for the gradient."""
+"""JAX: kernels that XLA calls, inside JAX's own rule for the gradient.
+
+On the CPU XLA calls them itself. On CUDA devices `buffer_callback` calls Python, which launches
+them on XLA's stream, over XLA's memory. Elsewhere, and where the kernels are missing, a
+`pure_callback` computes on the host.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from ...cpu import xla_ffi
+from .. import device
 from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
 
 SUPPORTS_JIT = True
@@ -128,17 +136,98 @@ def _call(
         kernels = xla_ffi.OPERATIONS[operation.name]
         return kernels({**tensors, **late}, plan.attributes, tuple(shapes))
 
-    run = call_back
+    def call_device(tensors: Tensors) -> Tensors:
+        if operation.name in device.OPERATIONS and device_is_available():
+            return _on_device(plan, operation, shapes, tensors)
+        return call_back(tensors)
+
+    on_cpu: Any = call_back
     if operation.name in xla_ffi.OPERATIONS and xla_ffi.is_available():
-        run = partial(_on_platform, call_kernels, call_back)
+        on_cpu = call_kernels
+    run = partial(_on_platform, on_cpu, call_device, call_back)
     return _undifferentiable(operation.name, run, tensors)
 
 
-def _on_platform(cpu: Any, other: Any, tensors: Tensors) -> Tensors:
+def _on_platform(cpu: Any, cuda: Any, other: Any, tensors: Tensors) -> Tensors:
     if jax.default_backend() == "cpu":
         # There is no other: JAX puts the CPU last.
         return cpu(tensors)
-    return jax.lax.platform_dependent(tensors, cpu=cpu, default=other)
+    return jax.lax.platform_dependent(tensors, cpu=cpu, cuda=cuda, default=other)
+
+
+def device_is_available() -> bool:
+    """Whether there are kernels for CUDA devices here, and a JAX that calls them."""
+    return device.is_available() and find_spec("jax.experimental.buffer_callback") is not None
+
+
+def _on_device(
+    plan: _Plan, operation: Operation, shapes: Mapping[str, Shaped], tensors: Tensors
+) -> Tensors:
+    """The outputs named in `shapes`, computed in XLA's buffers on a CUDA device."""
+    from jax.experimental.buffer_callback import buffer_callback
+
+    residuals = plan.function.residuals
+    # What is moved is at least float32, see `numbabn.keras.device`.
+    narrow = {
+        name: tensors[name].dtype
+        for name in operation.moved
+        if name in tensors and tensors[name].dtype.itemsize < 4
+    }
+    tensors = {**tensors, **{name: tensors[name].astype(np.float32) for name in narrow}}
+    kinds = {name: each.dtype.name for name, each in tensors.items()}
+    wanted = {
+        name: Shaped(shape.shape, "float32" if name in narrow else shape.dtype)
+        for name, shape in shapes.items()
+    }
+
+    def fill(context: Any, outputs: Tensors, inputs: Tensors) -> None:
+        def array(name: str, buffer: Any, kind: str) -> _Buffer:
+            return _Buffer(buffer, kind, name in residuals, context)
+
+        given = {name: array(name, each, kinds[name]) for name, each in inputs.items()}
+        into = {name: array(name, each, wanted[name].dtype) for name, each in outputs.items()}
+        given |= read_late(dict(plan.late))
+        device.OPERATIONS[operation.name](given, plan.attributes, tuple(wanted), into)
+
+    results = {
+        name: _shape_of_packed(shape) if name in residuals
+        else jax.ShapeDtypeStruct(shape.shape, _BITS.get(shape.dtype, shape.dtype))
+        for name, shape in wanted.items()
+    }  # fmt: skip
+    call = buffer_callback(fill, results, vmap_method="sequential")
+    found = call({name: _as_bits(each) for name, each in tensors.items()})
+    found = {
+        name: each if name in residuals else _from_bits(each, wanted[name].dtype)
+        for name, each in found.items()
+    }
+    return {**found, **{name: found[name].astype(dtype) for name, dtype in narrow.items()}}
+
+
+# The CUDA array interface, by which buffers come, has no bfloat16.
+_BITS = {"bfloat16": "uint16"}
+
+
+def _as_bits(tensor: Any) -> Any:
+    bits = _BITS.get(tensor.dtype.name)
+    return tensor if bits is None else jax.lax.bitcast_convert_type(tensor, bits)
+
+
+def _from_bits(tensor: Any, kind: str) -> Any:
+    return jax.lax.bitcast_convert_type(tensor, jnp.bfloat16) if kind in _BITS else tensor
+
+
+class _Buffer:
+    """A buffer of XLA's as an array on its device: its memory, dtype and stream."""
+
+    def __init__(self, buffer: Any, kind: str, packed: bool, context: Any) -> None:
+        interface = dict(buffer.__cuda_array_interface__)
+        if kind == "bfloat16":
+            interface["typestr"] = "<V2"  # as torch has it
+        if packed:
+            interface["typestr"], interface["shape"] = "<f8", interface["shape"][:-1]
+        # Buffers are row-major. The default stream has a number of its own in the interface.
+        interface |= {"strides": None, "stream": context.stream or 1}
+        self.__cuda_array_interface__ = interface
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

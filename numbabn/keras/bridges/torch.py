@@ -1,4 +1,4 @@
-"""torch: tensors on the CPU, as they lie in memory, without a copy."""
+"""torch: tensors on the CPU and on CUDA devices, as they lie in memory, without a copy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
+from .. import device
 from . import SECOND_DERIVATIVE, Function, Operation, Shaped, read_late
 
 SUPPORTS_JIT = True  # torch.compile: apply() is a break in its graph.
@@ -114,13 +115,33 @@ def _run(
     residuals: tuple[str, ...] = (),
 ) -> Tensors:
     """The outputs of `operation`, all of them or those that are `wanted`."""
-    x = inputs["x"]
-    if x.device.type == "meta":
+    kind = inputs["x"].device.type
+    if kind == "cuda":
+        return _on_device(operation, inputs, attributes, wanted)
+    if kind == "meta":
         return _meta(operation, inputs, attributes, wanted)
     arrays = {name: _array(value, name) for name, value in inputs.items()}
     results = operation.host(arrays, attributes, wanted, None)
     # What only the backward reads stays an array, as it is.
     return {name: array if name in residuals else _tensor(array) for name, array in results.items()}
+
+
+def _on_device(
+    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None
+) -> Tensors:
+    """The same on the current stream of a CUDA device, where everything stays a tensor."""
+    given = {
+        name: value.detach() if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
+    narrow = {
+        name: given[name].dtype
+        for name in operation.moved
+        if name in given and given[name].itemsize < 4
+    }
+    given |= {name: given[name].float() for name in narrow}
+    results = device.OPERATIONS[operation.name](given, attributes, wanted, {})
+    return {**results, **{name: results[name].to(dtype) for name, dtype in narrow.items()}}
 
 
 def _meta(
@@ -145,8 +166,8 @@ def _array(value: Any, name: str) -> NDArray[Any]:
         return np.asarray(value)
     if value.device.type != "cpu":
         raise TypeError(
-            f"{name} is on the device {value.device}, and numbabn.keras computes on the CPU: "
-            "move the model and its inputs there (with keras.device('cpu'))"
+            f"{name} is on the device {value.device}: numbabn.keras computes on the CPU or on a "
+            "CUDA device, where x and all other inputs have to be (see keras.device)"
         )
     tensor = value.detach()
     if tensor.dtype == torch.bfloat16:

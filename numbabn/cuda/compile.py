@@ -1,0 +1,243 @@
+"""Every kernel in every form that is ever launched, and how each is compiled.
+
+A `Variant` is one kernel for one dtype, one width of reads, one layout and one kind of mask. It
+says all that compiling needs, so that a variant can be compiled for the device that is there,
+when it is first launched, or for any compute capability where there is none:
+
+    for variant in variants():
+        cuda.compile(variant.function, variant.signature, device=False, output="ptx",
+                     cc=(9, 0), abi="numba", **variant.options)
+
+Nothing is kept on disk: Numba's files are named after functions, which all variants of a
+kernel share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from . import copies, elements, folds, kernels, masks, partition
+from .runtime import SIMULATED, cuda, device_function
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+MASKS = {"": masks.NONE, "rows": masks.ROW, "elements": masks.ELEMENT}
+# "scalar": reads of one element, by rows or by runs.
+LAYOUTS = ("rows", "runs", "scalar")
+
+_ELEMENTS = {
+    "float16": types.uint16,
+    "bfloat16": types.int16,
+    "float32": types.float32,
+    "float64": types.float64,
+}
+_WORDS = {1: types.int8, 2: types.int16, 4: types.int32, 8: types.int64}
+
+# In simulation a block's threads are threads of the process, which take a while to start.
+THREADS = 32 if SIMULATED else partition.THREADS
+FOLD_THREADS = 32 if SIMULATED else 128
+# Blocks that should fit on a multiprocessor together: 64 bytes in flight in each thread of two
+# are 32 KB, and 25 KB cover the latency of an H200's memory (36 bytes a ns, 700 ns).
+RESIDENT = 2
+# Registers of a multiprocessor, on every device since 2014.
+REGISTERS = 65536
+
+
+class Variant(NamedTuple):
+    """A kernel as it is compiled."""
+
+    name: str
+    function: Any  # the Python function, with its constants bound: `cuda.jit` was not applied
+    signature: Any  # numba types; memory is a types.CPointer
+    dtype: str  # of x; "" for kernels that no dtype of x has a part in
+    vectorized: bool  # elements are read and written 16 bytes at once
+    threads: int  # of a block
+    max_registers: int  # that a thread may have
+    doubles: int  # float64 instructions of arithmetic that there may be at most; -1: any number
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `cuda.jit` and of `cuda.compile`."""
+        return {"fastmath": False, "launch_bounds": (self.threads, self._resident)}
+
+    @property
+    def _resident(self) -> int:
+        return REGISTERS // (self.max_registers * self.threads)
+
+
+def vector_of(dtype: str) -> int:
+    """Elements in 16 bytes."""
+    return elements.VECTOR_BYTES // np.dtype(_ELEMENTS[dtype].name).itemsize
+
+
+def _bound(function: Any, name: str, **constants: Any) -> Any:
+    """A copy of `function` under a name of its own, with `constants` among its globals."""
+    copy = FunctionType(function.__code__, {**function.__globals__, **constants}, name)
+    copy.__qualname__ = name
+    return copy
+
+
+def _integers(count: int) -> Any:
+    return types.UniTuple(types.int64, count)
+
+
+_BYTES = types.CPointer(types.uint8)
+_DOUBLES = types.CPointer(types.float64)
+_INT, _DOUBLE = types.int64, types.float64
+_CUT, _STEPS, _FOLD = (_integers(n) for n in (partition.FIELDS, masks.STEPS, folds.FIELDS))
+
+
+def _compute(dtype: str) -> Any:
+    return types.float64 if dtype == "float64" else types.float32
+
+
+def _chunk(kernel: str, vector: int, mask: str) -> int:
+    """Positions that a thread reads before it computes: 64 bytes in flight, or 8 scalars."""
+    arrays = 2 if kernel.startswith("gradient") else 1
+    if vector == 1:
+        return 8 // arrays
+    if mask == "elements":
+        # Each element has a place in the mask to be found: more would not fit in registers.
+        return max(1, 8 // (vector * arrays))
+    return 4 // arrays
+
+
+@cache
+def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Variant:
+    """A kernel over elements: statistics, normalize, gradient_sums or gradient."""
+    element, compute = types.CPointer(_ELEMENTS[dtype]), types.CPointer(_compute(dtype))
+    signature = {
+        "statistics": (element, _BYTES, _STEPS, _CUT, compute),
+        "normalize": (element, compute, _CUT, element),
+        "gradient_sums": (element, element, _DOUBLES, _CUT, compute),
+        "gradient": (element, element, _BYTES, _STEPS, compute, _CUT, element),
+    }[kernel]
+    vectorized = layout != "scalar"
+    vector = vector_of(dtype) if vectorized else 1
+    lanes = vector if layout == "rows" else 1
+    name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
+    chunk = _chunk(kernel, vector, mask)
+    constants = {
+        "THREADS": THREADS,
+        "COMPUTE": np.float64 if dtype == "float64" else np.float32,
+        "VECTOR": vector,
+        "LANES": lanes,
+        "CHUNK": chunk,
+        "VALUES": chunk * vector,
+        "SHARED": lanes * THREADS,
+        # Without a mask of their own, a thread's columns have the same number of elements.
+        "NUMBERS": lanes if mask == "elements" else 1,
+        "MASK": MASKS[mask],
+        "load": elements.load_vector if vectorized else elements.load_scalar,
+        "store": elements.store_vector if vectorized else elements.store_scalar,
+    }
+    absorb = device_function(_bound(kernels.absorb, f"absorb_{name}", **constants))
+    function = _bound(getattr(kernels, kernel), name, absorb=absorb, **constants)
+    doubles = -1 if dtype == "float64" else 0
+    return Variant(
+        name, function, types.void(*signature), dtype, vectorized, THREADS,
+        REGISTERS // (RESIDENT * THREADS), doubles,
+    )  # fmt: skip
+
+
+@cache
+def channel_kernel(kernel: str, dtype: str) -> Variant:
+    """A kernel over channels; dtype: float64 for float64 data, float32 for all other."""
+    compute = types.CPointer(_compute(dtype))
+    parameters = (_BYTES,) * 4
+    signature = {
+        "fold_forward": (
+            compute, _FOLD, *parameters, _integers(4), _INT, _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE,
+            _DOUBLES, compute,
+        ),
+        "fold_backward": (
+            compute, _FOLD, _DOUBLES, _INT, _DOUBLE, compute, compute, compute,
+        ),
+        "given_coefficients": (*parameters, _integers(4), _DOUBLE, _INT, compute),
+        "move_statistics": (
+            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _INT, *(compute,) * 5,
+        ),
+        "given_statistics": (*parameters[:3], _integers(3), _INT, _DOUBLES),
+        "merge_statistics": (
+            *(_BYTES,) * 6, _integers(6), _INT, _DOUBLES, _DOUBLES, _DOUBLES,
+        ),
+        "renorm_corrections": (
+            *parameters, _integers(4), _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _DOUBLES,
+            _DOUBLES,
+        ),
+    }[kernel]  # fmt: skip
+    name = f"{kernel}_{dtype}"
+    function = _bound(
+        getattr(folds, kernel),
+        name,
+        THREADS=FOLD_THREADS,
+        COMPUTE=np.float64 if dtype == "float64" else np.float32,
+    )
+    return _simple(name, function, signature)
+
+
+@cache
+def word_kernel(kernel: str, size: int) -> Variant:
+    """A kernel over words of `size` bytes: copy or bytes_on."""
+    word, axes = types.CPointer(_WORDS[size]), _integers(copies.AXES)
+    signature = {
+        "copy": (word, word, _integers(2), axes, axes, axes, _INT),
+        "bytes_on": (word, _INT, _BYTES, _integers(2), axes, axes, axes, _INT),
+    }[kernel]
+    name = f"{kernel}_{8 * size}"
+    return _simple(name, _bound(getattr(copies, kernel), name), signature)
+
+
+def _simple(name: str, function: Any, signature: tuple[Any, ...]) -> Variant:
+    registers = 128
+    return Variant(name, function, types.void(*signature), "", False, FOLD_THREADS, registers, -1)
+
+
+def variants() -> Iterator[Variant]:
+    """All of them."""
+    for dtype in DTYPES:
+        for layout in LAYOUTS:
+            for kernel in ("statistics", "normalize", "gradient_sums", "gradient"):
+                yield element_kernel(kernel, dtype, layout)
+            for kernel in ("statistics", "gradient"):
+                if layout != "runs":
+                    yield element_kernel(kernel, dtype, layout, "rows")
+                yield element_kernel(kernel, dtype, layout, "elements")
+    for dtype in ("float32", "float64"):
+        for kernel in ("fold_forward", "fold_backward", "given_coefficients", "move_statistics"):
+            yield channel_kernel(kernel, dtype)
+    for kernel in ("given_statistics", "merge_statistics", "renorm_corrections"):
+        yield channel_kernel(kernel, "float64")
+    for size in _WORDS:
+        yield word_kernel("copy", size)
+        yield word_kernel("bytes_on", size)
+
+
+_compiled: dict[tuple[str, int], Any] = {}
+_translated: dict[str, Any] = {}
+
+
+def compiled(variant: Variant, device: int) -> Any:
+    """The variant for a device, which has to be the current one; its first use takes seconds."""
+    kernel = _compiled.get((variant.name, device))
+    if kernel is None:
+        kernel = _compiled[variant.name, device] = _load(variant)
+    return kernel
+
+
+def _load(variant: Variant) -> Any:
+    if SIMULATED:
+        return cuda.jit(variant.function)
+    translated = _translated.get(variant.name)
+    if translated is None:
+        # Not optimized at link time: what is compiled without a device is the same code.
+        dispatcher = cuda.jit(variant.signature, lto=False, **variant.options)(variant.function)
+        (translated,) = dispatcher.overloads.values()
+        _translated[variant.name] = translated
+    translated.bind()
+    return translated._codelibrary.get_cufunc().kernel

@@ -1,0 +1,43 @@
+"""Copies of arrays that do not lie in memory as kernels read them, and masks as bytes.
+
+source          words of the size of an element, whatever they mean
+sizes           (AXES,) integers, the shape, filled up with 1 in front
+source_steps, target_steps
+                (AXES,) integers, elements from one index to the next, along each axis
+total           elements of the shape
+"""
+
+from .runtime import cuda, device_function
+
+# Axes that cannot be merged with a neighbour, at most.
+AXES = 8
+
+
+@device_function
+def offsets(index, starts, sizes, source_steps, target_steps):
+    """Where an element is in either array, from its place in C order."""
+    source, target = starts[0], starts[1]
+    for axis in range(AXES - 1, -1, -1):
+        place = index % sizes[axis]
+        index //= sizes[axis]
+        source += place * source_steps[axis]
+        target += place * target_steps[axis]
+    return source, target
+
+
+def copy(source, target, starts, sizes, source_steps, target_steps, total):
+    """target[...] = source; two arrays of one shape."""
+    for index in range(cuda.grid(1), total, cuda.gridsize(1)):
+        here, there = offsets(index, starts, sizes, source_steps, target_steps)
+        target[there] = source[here]
+
+
+def bytes_on(source, keep, target, starts, sizes, source_steps, target_steps, total):
+    """target[...] = 1 where source has a bit of `keep`, else 0.
+
+    keep    an integer: all bits, or for floats all but the sign's, since −0 is 0
+    target  uint8
+    """
+    for index in range(cuda.grid(1), total, cuda.gridsize(1)):
+        here, there = offsets(index, starts, sizes, source_steps, target_steps)
+        target[there] = 1 if source[here] & keep else 0

@@ -1,0 +1,483 @@
+"""The kernels: sums over positions, folds over partial results, and what is then applied.
+
+A training forward is three launches: `statistics` leaves the moments of every column in each
+split, `fold_forward` merges them in float64 and makes of them what a forward saves and the
+coefficients of each channel, and `normalize` applies those. A backward is three like them. The
+folds are launches of their own rather than the work of the last block: a counter to find the
+last block would need a launch to set it to zero, and a fold of its own needs no atomics, spreads
+over blocks, and leaves the kernels over elements without float64 arithmetic.
+
+`compile` binds these names for each variant:
+
+    THREADS             threads of a block, a power of two
+    COMPUTE             np.float32, or np.float64 where x is
+    VECTOR              elements that a thread reads at once
+    LANES               columns of a thread: VECTOR by rows, else 1
+    CHUNK               reads in flight
+    MASK                see `masks`
+    VALUES, SHARED      CHUNK * VECTOR and LANES * THREADS
+    NUMBERS             LANES where the mask differs between columns, else 1
+    load, store         of `elements`
+    absorb              the function below, with the same constants
+
+Constants, and not what follows from the length of an array, and loops that step over a chunk
+rather than multiply: only loops of which every compiler sees the length from the start leave a
+thread's arrays in registers.
+
+and these are the arguments that kernels share:
+
+    x, dy, out      (total,) float32, float64, uint16 (float16) or int16 (bfloat16)
+    on              (n,) uint8, the mask
+    steps           18 integers, see `masks`
+    cut             19 integers, a `Partition`
+    partial         (splits, MOMENTS or SUMS, columns) COMPUTE
+    saved           (SAVED, channels) float64, the rows named below
+    coefficients    (FORWARD or BACKWARD, channels) COMPUTE
+"""
+
+from typing import Any
+
+import numpy as np
+
+from . import elements
+from .masks import CHANNEL, ELEMENT, INNER, NONE, OUTER, ROW, offset
+from .partition import (
+    BY_ROWS,
+    CARRY,
+    CHANNELS,
+    COLUMNS,
+    POSITIONS,
+    REPEAT,
+    RUN,
+    RUN_STEP,
+    SPLIT,
+    STEP,
+    STEP_INNER,
+    STEP_RUNS,
+    TILES,
+    TOTAL,
+    VECTOR_STEP,
+    VECTORS,
+    X_BITS,
+    Y_BITS,
+)
+from .runtime import cuda, device_function
+
+# What `compile` binds; these values are for readers only.
+THREADS = 256
+COMPUTE: Any = np.float32
+VECTOR = 4
+LANES = 4
+CHUNK = 4
+MASK = NONE
+VALUES, SHARED, NUMBERS = 16, 1024, 1
+load: Any = elements.load_vector
+store: Any = elements.store_vector
+
+# Rows of `partial`.
+COUNT_ON, HIGH, LOW, M2 = range(4)
+MOMENTS = 4
+SUM_DY, SUM_DY_X = range(2)
+SUMS = 2
+# Rows of `saved`, as on the CPU.
+COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
+SAVED = 6
+# Rows of `coefficients`: the first three always, the others in a backward. What rounding leaves
+# of the means, a low part, is in SHIFT: it is the same for every element of a channel.
+PIVOT, SCALE, SHIFT = range(3)
+FORWARD = 3
+PIVOT_DY, SLOPE = range(3, 5)
+BACKWARD = 5
+
+
+# The walk
+
+
+@device_function
+def lanes_of(cut, thread):
+    """Which vector of its block, and which position, a thread begins with."""
+    if cut[BY_ROWS] != 0:
+        return thread & ((1 << cut[X_BITS]) - 1), thread >> cut[X_BITS]
+    return thread >> cut[Y_BITS], thread & ((1 << cut[Y_BITS]) - 1)
+
+
+@device_function
+def start_of(cut, block, thread):
+    """A thread's vector, and its half-open range of positions."""
+    x, y = lanes_of(cut, thread)
+    # 32 bits: a division of 64 takes a hundred instructions.
+    split = np.int64(np.uint32(block) // np.uint32(cut[TILES]))
+    vector = (block - split * cut[TILES] << cut[X_BITS]) + x
+    first = split * cut[SPLIT]
+    last = min(first + cut[SPLIT], cut[POSITIONS])
+    # A lane beyond the last vector has no positions.
+    return vector, first + y, last if vector < cut[VECTORS] else 0
+
+
+@device_function
+def address_of(cut, vector, position, width):
+    """The run, the place in it, and the address of a position."""
+    run, inner = position, 0
+    if cut[RUN] > 1:
+        run, inner = position // cut[RUN], position % cut[RUN]
+    return run, inner, run * cut[RUN_STEP] + inner * width + vector * cut[VECTOR_STEP]
+
+
+@device_function
+def advance(cut, run, inner, address):
+    """The same for a thread's next position."""
+    run += cut[STEP_RUNS]
+    inner += cut[STEP_INNER]
+    address += cut[STEP]
+    if inner >= cut[RUN]:
+        inner -= cut[RUN]
+        run += 1
+        address += cut[CARRY]
+    return run, inner, address
+
+
+@device_function
+def channel_of(cut, column):
+    """The channel of a column; columns beyond the last have one too, and no part in it."""
+    channel = column
+    if cut[REPEAT] > 1:
+        # The partition sees to it that 32 bits are enough.
+        channel = np.int64(np.uint32(column) // np.uint32(cut[REPEAT]))
+    # Rows that are joined have every channel a few times.
+    while channel >= cut[CHANNELS]:
+        channel -= cut[CHANNELS]
+    return channel
+
+
+@device_function
+def mask_start(cut, steps, column):
+    """The steps in `on` to a column: to its channel, and by rows to its place in a run too."""
+    start = offset(steps, CHANNEL, channel_of(cut, column))
+    if cut[BY_ROWS] != 0:
+        start += offset(steps, INNER, column % cut[REPEAT])
+    return start
+
+
+@device_function
+def is_on(cut, on, steps, start, run, element):
+    """Whether an element is on; start: of its column, element: of its run, by runs."""
+    place = start + offset(steps, OUTER, run)
+    if cut[BY_ROWS] == 0:
+        place += offset(steps, INNER, element)
+    return on[place] != 0
+
+
+# Moments
+
+
+def absorb(values, weights, whole, number, high, low, m2, zero, one):
+    """Merge a chunk into running moments; `compile` makes it a device function.
+
+    The chunk's own moments are taken in two passes over registers, about the running mean, so
+    that no pivot far from the data can spoil them; Chan's formula merges the two.
+
+    values      (VALUES,) the chunk; element e belongs to column e % LANES
+    weights     (VALUES,) 1 where an element counts, else 0
+    whole       whether all of them are 1
+    number      (NUMBERS,) how many elements there were before, in each column or in all
+    high, low   (LANES,) their mean, in two parts: float32 alone is too coarse far from 0
+    m2          (LANES,) their sum of squared deviations
+    """
+    for column in range(LANES):
+        before = number[column % NUMBERS]
+        added = zero
+        for first in range(0, VALUES, LANES):
+            added += one if whole else weights[first + column]
+        share = added / max(before + added, one)
+        if before == zero:
+            # The first that counts is near enough to begin with.
+            for back in range(0, VALUES, LANES):
+                e = VALUES - LANES - back + column
+                high[column] = values[e] if whole or weights[e] != zero else high[column]
+        pivot = high[column]
+        shift = zero
+        for first in range(0, VALUES, LANES):
+            e = first + column
+            # Selection: what does not count may be NaN.
+            rest = values[e] - pivot
+            shift += rest if whole or weights[e] != zero else zero
+        shift /= max(added, one)
+        squares = zero
+        for first in range(0, VALUES, LANES):
+            e = first + column
+            rest = values[e] - pivot - shift
+            rest = rest if whole or weights[e] != zero else zero
+            squares += rest * rest
+        delta = shift - low[column]
+        m2[column] += squares + delta * (delta * (before * share))
+        rest = low[column] + delta * share
+        high[column] = pivot + rest
+        low[column] = rest - (high[column] - pivot)
+    for column in range(NUMBERS):
+        for first in range(0, VALUES, LANES):
+            number[column] += one if whole else weights[first + column]
+
+
+@device_function
+def merge_into(number, high, low, m2, one, other):
+    """Merge the moments at `one + other` into those at `one`, by Chan's formula.
+
+    number, high, low, m2   (THREADS,) those of a column in each thread
+    """
+    added = number[one + other]
+    before = number[one]
+    if before == 0:
+        number[one], high[one] = added, high[one + other]
+        low[one], m2[one] = low[one + other], m2[one + other]
+    elif added != 0:
+        total = before + added
+        share = added / total
+        delta = (high[one + other] - high[one]) + (low[one + other] - low[one])
+        number[one] = total
+        m2[one] += m2[one + other] + delta * (delta * (before * share))
+        pivot = high[one]
+        rest = low[one] + delta * share
+        high[one] = pivot + rest
+        low[one] = rest - (high[one] - pivot)
+
+
+def statistics(x, on, steps, cut, partial):
+    """The moments of a block's columns into `partial`; what is masked out is not used."""
+    zero, one = COMPUTE(0), COMPUTE(1)
+    values = cuda.local.array(VALUES, COMPUTE)
+    weights = cuda.local.array(VALUES, COMPUTE)
+    high = cuda.local.array(LANES, COMPUTE)
+    low = cuda.local.array(LANES, COMPUTE)
+    m2 = cuda.local.array(LANES, COMPUTE)
+    number = cuda.local.array(NUMBERS, COMPUTE)
+    starts = cuda.local.array(LANES, np.int64)
+    for column in range(LANES):
+        high[column], low[column], m2[column] = zero, zero, zero
+        number[column % NUMBERS] = zero
+    thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+    vector, position, last = start_of(cut, block, thread)
+    run, inner, address = address_of(cut, vector, position, VECTOR)
+    if MASK == ELEMENT:
+        for column in range(LANES):
+            starts[column] = mask_start(cut, steps, vector * LANES + column)
+    height = 1 << cut[Y_BITS]
+    while position < last:
+        # The rule, and then the compiler knows what counts.
+        whole = MASK == NONE and position + (CHUNK - 1) * height < last
+        whole = whole and address + (CHUNK - 1) * cut[STEP] < cut[TOTAL]
+        for k in range(CHUNK):
+            # Rows that are joined leave the last one short.
+            there = position + k * height < last and address < cut[TOTAL]
+            if MASK == ROW and there:
+                there = on[offset(steps, OUTER, run)] != 0
+            any_on = there and MASK != ELEMENT
+            for lane in range(VECTOR):
+                counts = there
+                if MASK == ELEMENT and there:
+                    start = starts[lane % LANES]
+                    counts = is_on(cut, on, steps, start, run, inner * VECTOR + lane)
+                    any_on = any_on or counts
+                weights[k * VECTOR + lane] = one if counts else zero
+            if any_on:
+                load(x, address, values, k * VECTOR)
+            run, inner, address = advance(cut, run, inner, address)
+        if whole:
+            absorb(values, weights, True, number, high, low, m2, zero, one)
+        else:
+            absorb(values, weights, False, number, high, low, m2, zero, one)
+        position += CHUNK * height
+    shared_number = cuda.shared.array(SHARED, COMPUTE)
+    shared_high = cuda.shared.array(SHARED, COMPUTE)
+    shared_low = cuda.shared.array(SHARED, COMPUTE)
+    shared_m2 = cuda.shared.array(SHARED, COMPUTE)
+    x_lane, y_lane = lanes_of(cut, thread)
+    width = 1 << cut[X_BITS]
+    mine = (y_lane << cut[X_BITS]) + x_lane
+    for column in range(LANES):
+        shared_number[column * THREADS + mine] = number[column % NUMBERS]
+        shared_high[column * THREADS + mine] = high[column]
+        shared_low[column * THREADS + mine] = low[column]
+        shared_m2[column * THREADS + mine] = m2[column]
+    cuda.syncthreads()
+    half = THREADS // 2
+    while half >= width:
+        if mine < half:
+            for column in range(LANES):
+                merge_into(
+                    shared_number, shared_high, shared_low, shared_m2,
+                    column * THREADS + mine, half,
+                )  # fmt: skip
+        cuda.syncthreads()
+        half //= 2
+    if y_lane == 0:
+        row = block // cut[TILES] * MOMENTS * cut[COLUMNS]
+        for lane in range(LANES):
+            column = vector * LANES + lane
+            if column < cut[COLUMNS]:
+                place = lane * THREADS + mine
+                partial[row + COUNT_ON * cut[COLUMNS] + column] = shared_number[place]
+                partial[row + HIGH * cut[COLUMNS] + column] = shared_high[place]
+                partial[row + LOW * cut[COLUMNS] + column] = shared_low[place]
+                partial[row + M2 * cut[COLUMNS] + column] = shared_m2[place]
+
+
+def gradient_sums(dy, x, saved, cut, partial):
+    """Σ dy and Σ dy · (x − pivot) of a block's columns into `partial`.
+
+    The pivot is the mean, rounded; the fold makes up for that.
+    """
+    zero = COMPUTE(0)
+    gradients = cuda.local.array(VALUES, COMPUTE)
+    values = cuda.local.array(VALUES, COMPUTE)
+    pivot = cuda.local.array(LANES, COMPUTE)
+    sum_dy = cuda.local.array(LANES, COMPUTE)
+    sum_dy_x = cuda.local.array(LANES, COMPUTE)
+    chunk_dy = cuda.local.array(LANES, COMPUTE)
+    chunk_dy_x = cuda.local.array(LANES, COMPUTE)
+    there = cuda.local.array(CHUNK, np.bool_)
+    thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+    vector, position, last = start_of(cut, block, thread)
+    run, inner, address = address_of(cut, vector, position, VECTOR)
+    for column in range(LANES):
+        mean = saved[MEAN * cut[CHANNELS] + channel_of(cut, vector * LANES + column)]
+        pivot[column] = COMPUTE(mean)
+        sum_dy[column], sum_dy_x[column] = zero, zero
+    height = 1 << cut[Y_BITS]
+    while position < last:
+        for k in range(CHUNK):
+            there[k] = position + k * height < last and address < cut[TOTAL]
+            if there[k]:
+                load(dy, address, gradients, k * VECTOR)
+                load(x, address, values, k * VECTOR)
+            run, inner, address = advance(cut, run, inner, address)
+        # The chunk first, then all of it at once: fewer roundings at the size of the sum.
+        for column in range(LANES):
+            chunk_dy[column], chunk_dy_x[column] = zero, zero
+        for k in range(CHUNK):
+            if there[k]:
+                for lane in range(VECTOR):
+                    column, e = lane % LANES, k * VECTOR + lane
+                    product = gradients[e] * (values[e] - pivot[column])
+                    chunk_dy[column] += gradients[e]
+                    # A zero gradient gives zero, whatever the value is.
+                    chunk_dy_x[column] += product if gradients[e] != zero else zero
+        for column in range(LANES):
+            sum_dy[column] += chunk_dy[column]
+            sum_dy_x[column] += chunk_dy_x[column]
+        position += CHUNK * height
+    shared_dy = cuda.shared.array(SHARED, COMPUTE)
+    shared_dy_x = cuda.shared.array(SHARED, COMPUTE)
+    x_lane, y_lane = lanes_of(cut, thread)
+    width = 1 << cut[X_BITS]
+    mine = (y_lane << cut[X_BITS]) + x_lane
+    for column in range(LANES):
+        shared_dy[column * THREADS + mine] = sum_dy[column]
+        shared_dy_x[column * THREADS + mine] = sum_dy_x[column]
+    cuda.syncthreads()
+    half = THREADS // 2
+    while half >= width:
+        if mine < half:
+            for column in range(LANES):
+                place = column * THREADS + mine
+                shared_dy[place] += shared_dy[place + half]
+                shared_dy_x[place] += shared_dy_x[place + half]
+        cuda.syncthreads()
+        half //= 2
+    if y_lane == 0:
+        row = block // cut[TILES] * SUMS * cut[COLUMNS]
+        for lane in range(LANES):
+            column = vector * LANES + lane
+            if column < cut[COLUMNS]:
+                place = lane * THREADS + mine
+                partial[row + SUM_DY * cut[COLUMNS] + column] = shared_dy[place]
+                partial[row + SUM_DY_X * cut[COLUMNS] + column] = shared_dy_x[place]
+
+
+# Applying
+
+
+def normalize(x, coefficients, cut, out):
+    """out = (x − pivot) · scale + shift, last block first: it was read last."""
+    values = cuda.local.array(VALUES, COMPUTE)
+    pivot = cuda.local.array(LANES, COMPUTE)
+    scale = cuda.local.array(LANES, COMPUTE)
+    shift = cuda.local.array(LANES, COMPUTE)
+    thread, block = cuda.threadIdx.x, cuda.gridDim.x - 1 - cuda.blockIdx.x
+    vector, position, last = start_of(cut, block, thread)
+    run, inner, address = address_of(cut, vector, position, VECTOR)
+    for column in range(LANES):
+        channel = channel_of(cut, vector * LANES + column)
+        pivot[column] = coefficients[PIVOT * cut[CHANNELS] + channel]
+        scale[column] = coefficients[SCALE * cut[CHANNELS] + channel]
+        shift[column] = coefficients[SHIFT * cut[CHANNELS] + channel]
+    height = 1 << cut[Y_BITS]
+    addresses = cuda.local.array(CHUNK, np.int64)
+    while position < last:
+        for k in range(CHUNK):
+            there = position + k * height < last and address < cut[TOTAL]
+            addresses[k] = address if there else -1
+            if there:
+                load(x, address, values, k * VECTOR)
+            run, inner, address = advance(cut, run, inner, address)
+        for k in range(CHUNK):
+            for lane in range(VECTOR):
+                column = lane % LANES
+                value = values[k * VECTOR + lane] - pivot[column]
+                values[k * VECTOR + lane] = value * scale[column] + shift[column]
+            if addresses[k] >= 0:
+                store(out, addresses[k], values, k * VECTOR)
+        position += CHUNK * height
+
+
+def gradient(dy, x, on, steps, coefficients, cut, out):
+    """out = scale · (dy − pivot_dy − slope · (x − pivot)) + shift; scale · dy where it is off."""
+    gradients = cuda.local.array(VALUES, COMPUTE)
+    values = cuda.local.array(VALUES, COMPUTE)
+    pivot = cuda.local.array(LANES, COMPUTE)
+    scale = cuda.local.array(LANES, COMPUTE)
+    shift = cuda.local.array(LANES, COMPUTE)
+    pivot_dy = cuda.local.array(LANES, COMPUTE)
+    slope = cuda.local.array(LANES, COMPUTE)
+    starts = cuda.local.array(LANES, np.int64)
+    thread, block = cuda.threadIdx.x, cuda.gridDim.x - 1 - cuda.blockIdx.x
+    vector, position, last = start_of(cut, block, thread)
+    run, inner, address = address_of(cut, vector, position, VECTOR)
+    for column in range(LANES):
+        channel = channel_of(cut, vector * LANES + column)
+        pivot[column] = coefficients[PIVOT * cut[CHANNELS] + channel]
+        scale[column] = coefficients[SCALE * cut[CHANNELS] + channel]
+        shift[column] = coefficients[SHIFT * cut[CHANNELS] + channel]
+        pivot_dy[column] = coefficients[PIVOT_DY * cut[CHANNELS] + channel]
+        slope[column] = coefficients[SLOPE * cut[CHANNELS] + channel]
+        if MASK == ELEMENT:
+            starts[column] = mask_start(cut, steps, vector * LANES + column)
+    height = 1 << cut[Y_BITS]
+    addresses = cuda.local.array(CHUNK, np.int64)
+    runs = cuda.local.array(CHUNK, np.int64)
+    inners = cuda.local.array(CHUNK, np.int64)
+    while position < last:
+        for k in range(CHUNK):
+            there = position + k * height < last and address < cut[TOTAL]
+            addresses[k], runs[k], inners[k] = address if there else -1, run, inner
+            if there:
+                load(dy, address, gradients, k * VECTOR)
+                load(x, address, values, k * VECTOR)
+            run, inner, address = advance(cut, run, inner, address)
+        for k in range(CHUNK):
+            if addresses[k] >= 0:
+                counts = True
+                if MASK == ROW:
+                    counts = on[offset(steps, OUTER, runs[k])] != 0
+                for lane in range(VECTOR):
+                    column, e = lane % LANES, k * VECTOR + lane
+                    if MASK == ELEMENT:
+                        counts = is_on(
+                            cut, on, steps, starts[column], runs[k], inners[k] * VECTOR + lane
+                        )
+                    outside = scale[column] * gradients[e]
+                    inside = gradients[e] - pivot_dy[column]
+                    inside -= slope[column] * (values[e] - pivot[column])
+                    inside = scale[column] * inside + shift[column]
+                    values[e] = inside if counts else outside
+                store(out, addresses[k], values, k * VECTOR)
+        position += CHUNK * height

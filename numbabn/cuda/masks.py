@@ -1,0 +1,40 @@
+"""Masks inside kernels.
+
+NONE      there is none
+ROW       one byte a position, by rows: where it is 0 the row is not read
+ELEMENT   any other
+
+A mask lies in memory as the caller has it, a byte an element. Where the byte of an element
+is follows from the sizes and steps of three groups of axes, AXES to a group, slowest first,
+filled up with axes of size 1 in front:
+
+    steps   (18,) int: sizes and steps of the outer axes, of the channel axes, of the inner axes
+"""
+
+import numpy as np
+
+from .runtime import device_function
+
+NONE, ROW, ELEMENT = range(3)
+AXES = 3
+# Positions of a group of several axes: what 32 bits count.
+MOST_POSITIONS = 1 << 32
+STEPS = 6 * AXES
+OUTER, CHANNEL, INNER = 0, 2 * AXES, 4 * AXES
+
+
+@device_function
+def offset(steps, group, position):
+    """The steps from the start of the mask to a position of a group of axes."""
+    if steps[group] * steps[group + 1] == 1:
+        return position * steps[group + 5]
+    # 32 bits: a division of 64 takes a hundred instructions. Launchers see to it that they do.
+    width, height = np.uint32(steps[group + 2]), np.uint32(steps[group + 1])
+    fastest = np.uint32(position)
+    middle = fastest // width
+    slowest = middle // height
+    return (
+        np.int64(fastest - middle * width) * steps[group + 5]
+        + np.int64(middle - slowest * height) * steps[group + 4]
+        + np.int64(slowest) * steps[group + 3]
+    )

@@ -1,0 +1,147 @@
+"""How a tensor is cut into blocks of threads.
+
+The cut follows from the shape, the item size and the kind of mask, never from the device: so
+the same input gives the same bits wherever it runs.
+
+A thread keeps to one *vector* of neighbouring elements in each row, and walks along
+*positions*; a block is `x_lanes` vectors wide and `y_lanes` positions deep, both powers of two.
+
+- By rows (channels-last, and short runs): a vector is 16 bytes of a row, each element of it a
+  channel of its own, and a position is a row. Neighbouring threads have neighbouring vectors.
+- By runs (channels-first): a thread keeps to one channel, and its positions are the vectors of
+  that channel's runs. Neighbouring threads have neighbouring positions.
+
+Both are one walk: from position to position the address moves by `step`, and by `carry` besides
+where a run ends; a row is a run of one vector.
+"""
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+# Threads of a block: enough to hide latency with few blocks on a multiprocessor, and few enough
+# that a block with little work wastes little.
+THREADS = 256
+# A run shorter than this many vectors of 16 bytes leaves sectors of 32 bytes half used, because
+# a warp spans many runs: such tensors go by rows.
+LEAST_RUN = 4
+# Rows that are worth walking where runs cannot be read in vectors and rows can.
+LEAST_ROWS = 16
+# Columns of several to a channel: what 32 bits count.
+MOST_COLUMNS = 1 << 31
+# Vectors that a thread walks at least, where there are that many: reducing a block costs as
+# much as some ten of them.
+LEAST_WALK = 32
+# Blocks at most: some four waves of the largest device, so that the last wave's idle part is
+# small; and each block leaves a partial result to be folded.
+MOST_BLOCKS = 2048
+
+
+class Partition(NamedTuple):
+    """The cut; plain integers, as the kernels take them."""
+
+    total: int  # elements of the tensor
+    channels: int
+    columns: int  # partial results of a split: elements of a row, or channels
+    repeat: int  # neighbouring columns of one channel
+    vectors: int  # vectors of a row, or channels
+    vector_step: int  # elements between two of them
+    positions: int  # of each
+    run: int  # positions of a run
+    run_step: int  # elements between the starts of two runs
+    step: int  # elements from a thread's position to its next
+    carry: int  # elements more where that passes the end of a run
+    step_runs: int  # the same in runs
+    step_inner: int  # and positions within a run
+    split: int  # positions of a block
+    splits: int
+    tiles: int
+    x_bits: int  # log2 of x_lanes
+    y_bits: int
+    by_rows: int
+
+
+FIELDS = len(Partition._fields)
+(
+    TOTAL, CHANNELS, COLUMNS, REPEAT, VECTORS, VECTOR_STEP, POSITIONS, RUN, RUN_STEP,
+    STEP, CARRY, STEP_RUNS, STEP_INNER, SPLIT, SPLITS, TILES, X_BITS, Y_BITS, BY_ROWS,
+) = range(FIELDS)  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def partition(
+    outer: int,
+    channels: int,
+    inner: int,
+    vector: int,
+    aligned: bool,
+    masked: bool,
+    threads: int = THREADS,
+) -> tuple[Partition, bool]:
+    """The cut of an (outer, channels, inner) tensor, and whether it is read by vectors.
+
+    vector: elements in 16 bytes
+    aligned: the memory begins at a multiple of them
+    masked: rows may not be joined, since each has its own mask
+    """
+    total, width = outer * channels * inner, channels * inner
+    joined = 1 if masked or not width else vector // gcd(width, vector)
+    wide_rows = aligned and width * joined % vector == 0 and total % vector == 0
+    wide_runs = aligned and inner % vector == 0
+    # Runs that vectors do not fit go by rows where those do, and there are enough of them.
+    worth_rows = wide_rows and joined == 1 and outer >= LEAST_ROWS and not wide_runs
+    if (inner >= LEAST_RUN * vector and not worth_rows) or (inner > 1 and width >= MOST_COLUMNS):
+        wide = vector if wide_runs else 1
+        return _by_runs(outer, channels, inner, wide, threads), wide_runs and vector > 1
+    if not wide_rows:
+        joined, vector = 1, 1
+    return _by_rows(total, channels, inner, joined * width, vector, threads), vector > 1
+
+
+def _by_rows(
+    total: int, channels: int, inner: int, columns: int, vector: int, threads: int
+) -> Partition:
+    vectors = columns // vector
+    # A warp's width of vectors is 512 contiguous bytes.
+    x_lanes = min(_power(vectors), 32, threads)
+    rows = -(-total // max(1, columns))
+    return _cut(
+        total, channels, columns, inner, vectors, vector, rows, 1, columns, vector,
+        x_lanes, threads, True,
+    )  # fmt: skip
+
+
+def _by_runs(outer: int, channels: int, inner: int, vector: int, threads: int) -> Partition:
+    run = inner // vector
+    # Several channels share a block where one has too few positions for its threads.
+    x_lanes = max(1, min(threads // _power(outer * run), _power(channels)))
+    return _cut(
+        outer * channels * inner, channels, channels, 1, channels, inner, outer * run, run,
+        channels * inner, vector, x_lanes, threads, False,
+    )  # fmt: skip
+
+
+def _cut(
+    total: int, channels: int, columns: int, repeat: int, vectors: int, vector_step: int,
+    positions: int, run: int, run_step: int, vector: int, x_lanes: int, threads: int,
+    by_rows: bool,
+) -> Partition:  # fmt: skip
+    y_lanes = threads // x_lanes
+    tiles = -(-vectors // x_lanes)
+    blocks = min(MOST_BLOCKS, positions * vectors // (threads * LEAST_WALK))
+    splits = max(1, blocks // max(1, tiles))
+    # Whole steps, so that no thread has more than one position more than another.
+    split = max(1, -(-positions // (splits * y_lanes))) * y_lanes
+    splits = max(1, -(-positions // split))
+    step_runs, step_inner = divmod(y_lanes, run)
+    return Partition(
+        total, channels, columns, repeat, vectors, vector_step, positions, run, run_step,
+        step_runs * run_step + step_inner * vector, run_step - run * vector, step_runs,
+        step_inner, split, splits, tiles, x_lanes.bit_length() - 1, y_lanes.bit_length() - 1,
+        int(by_rows),
+    )  # fmt: skip
+
+
+def _power(number: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << max(0, number - 1).bit_length()

@@ -1,0 +1,52 @@
+"""The one door to `numba.cuda`.
+
+NVIDIA's package `numba-cuda` replaces the target that Numba itself has, which is no longer
+kept up. Nothing here is imported before a device array comes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+# Numba's simulator runs kernels in plain Python, one thread of the process for each of theirs.
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+@contextmanager
+def _with_row_stack() -> Iterator[None]:
+    """NumPy's `row_stack`, which NumPy 2.5 removed and numba-cuda 0.30 overloads on import."""
+    if "row_stack" in vars(np):
+        yield
+        return
+    namespace: Any = np
+    namespace.row_stack = np.vstack
+    try:
+        yield
+    finally:
+        del namespace.row_stack
+
+
+def _import() -> ModuleType:
+    from numba import cuda
+
+    if not SIMULATED:
+        # The module that asks for it; otherwise the first compilation imports it.
+        with _with_row_stack():
+            import numba.cuda.np.arrayobj  # noqa: F401
+    return cuda
+
+
+cuda: Any = _import()
+
+
+def device_function(function: Any) -> Any:
+    """`function` for kernels to call; inlined, so that what is constant there is constant here."""
+    if SIMULATED:
+        return function
+    return cuda.jit(device=True, forceinline=True)(function)

@@ -1,0 +1,182 @@
+"""Arrays on a device, of every library that there is: from NumPy arrays and back."""
+
+import ctypes
+import os
+
+import ml_dtypes
+import numpy as np
+from numba import cuda
+
+import numbabn
+import reference
+from arrays import assert_close, parameter_dtype
+from numbabn.cuda.operations import describe
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ON_HARDWARE = os.environ["NUMBABN_CUDA"] == "device"
+# "plain" has nothing but the array interface. In simulation there are no other libraries.
+LIBRARIES = ["numba", "plain", "cupy", "torch"] if ON_HARDWARE else ["numba", "plain"]
+
+
+class Plain:
+    """Some library's array: it knows its interface, and nothing else."""
+
+    def __init__(self, owner, interface):
+        self.owner = owner
+        self.__cuda_array_interface__ = interface
+
+
+def memory_of(values):
+    """The bytes that a NumPy array's elements lie in, copied, and where its first one is."""
+    ends = [(size - 1) * step for size, step in zip(values.shape, values.strides, strict=True)]
+    if values.size == 0:
+        return np.zeros(1, np.uint8), 0
+    first = values.__array_interface__["data"][0]
+    low = first + sum(end for end in ends if end < 0)
+    high = first + sum(end for end in ends if end > 0) + values.itemsize
+    raw = (ctypes.c_uint8 * (high - low)).from_address(low)
+    return np.frombuffer(raw, np.uint8).copy(), first - low
+
+
+def put(values, library):
+    """A copy of a NumPy array on the device, of the same strides; None stays None."""
+    if values is None:
+        return None
+    values = np.asarray(values)
+    raw, first = memory_of(values)
+    if library == "torch":
+        return _torch(values, raw, first)
+    if library == "cupy":
+        import cupy
+
+        memory = cupy.asarray(raw)
+        return cupy.ndarray(values.shape, values.dtype, memory.data + first, values.strides)
+    memory = cuda.to_device(raw)
+    if library == "plain":
+        address = describe(memory, "memory").address + first
+        interface = {
+            "shape": values.shape,
+            "strides": values.strides,
+            "typestr": values.dtype.str,
+            "data": (address, not values.flags.writeable),
+            "version": 3,
+        }
+        return Plain(memory, interface)
+    if ON_HARDWARE:
+        data = memory.gpu_data.view(first)
+        return type(memory)(values.shape, values.strides, values.dtype, gpu_data=data)
+    return type(memory)(np.ndarray(values.shape, values.dtype, memory._ary, first, values.strides))
+
+
+def _torch(values, raw, first):
+    import torch
+
+    names = {BFLOAT16: "bfloat16"}
+    dtype = getattr(torch, names.get(values.dtype, values.dtype.name))
+    size = values.itemsize
+    whole = raw[first % size :][: (raw.size - first % size) // size * size]
+    flat = torch.from_numpy(whole).cuda().view(dtype) if values.size else torch.empty(0)
+    steps = [step // size for step in values.strides]
+    if values.size == 0:
+        return torch.empty(values.shape, dtype=dtype, device="cuda")
+    return flat.as_strided(values.shape, steps, first // size)
+
+
+def get(array):
+    """A NumPy copy of an array on the device."""
+    if isinstance(array, Plain):
+        described = describe(array, "array")
+        array = numba_array(described)
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            import torch
+
+            return array.view(torch.int16).numpy().view(BFLOAT16)
+        return array.numpy()
+    if hasattr(array, "get"):
+        return array.get()
+    host = array.copy_to_host()
+    return host.view(BFLOAT16) if host.dtype.kind == "V" else host
+
+
+def numba_array(described):
+    """A described array as one of Numba's."""
+    if ON_HARDWARE:
+        return cuda.as_cuda_array(described.owner)
+    interface = {**described.owner.__cuda_array_interface__, "data": (described.address, False)}
+    view = np.asarray(type("Interface", (), {"__array_interface__": interface})())
+    return type(cuda.device_array(0, np.uint8))(view)
+
+
+def strides_of(array):
+    """Bytes between neighbours along each axis."""
+    return describe(array, "array").strides
+
+
+def on_device(case, library):
+    """The arguments of a forward on the device, as keywords."""
+    renorm = None
+    if case.renorm is not None:
+        mean, stddev, clipping = case.renorm
+        renorm = numbabn.Renorm(put(mean, library), put(stddev, library), clipping)
+    return {
+        "x": put(case.x, library),
+        "gamma": put(case.gamma, library),
+        "beta": put(case.beta, library),
+        "axis": case.axis,
+        "mask": put(case.mask, library),
+        "renorm": renorm,
+    }
+
+
+def assert_agrees(case, library="numba"):
+    """Every result of a forward and a backward call is the oracle's, and no argument changed."""
+    arguments = on_device(case, library)
+    dy = put(case.dy, library)
+    y, saved = numbabn.batch_norm_forward(**arguments)
+    dx, dgamma, dbeta = (
+        get(each) for each in numbabn.batch_norm_backward(dy, arguments["x"], saved)
+    )
+    for array, before in ((arguments["x"], case.x), (dy, case.dy)):
+        np.testing.assert_array_equal(get(array), before)
+
+    wanted = case.forward
+    y = get(y)
+    assert y.dtype == dx.dtype == case.x.dtype
+    assert_close(y, wanted.y, scale=np.max(np.abs(wanted.y), initial=0.0))
+    statistics = saved.statistics.to_host()
+    np.testing.assert_array_equal(statistics.count, wanted.statistics.count)
+    exact = case.x.dtype == np.float64
+    for actual, expected in [
+        (statistics.mean, wanted.statistics.mean),
+        (statistics.variance, wanted.statistics.variance),
+        (get(saved.r), wanted.r),
+        (get(saved.d), wanted.d),
+    ]:
+        assert actual.shape == case.parameter_shape
+        assert actual.dtype == np.float64
+        np.testing.assert_allclose(
+            actual, expected, rtol=1e-12 if exact else 1e-6, atol=1e-11 if exact else 2e-6
+        )
+
+    expected = reference.backward(
+        case.dy, case.x, case.gamma, axis=case.axis, mask=case.mask, r=wanted.r, d=wanted.d
+    )
+    assert dgamma.dtype == dbeta.dtype == parameter_dtype(case.x.dtype)
+    # dx is a difference of terms of the size of g * dy, and dgamma and dbeta are sums.
+    dy = case.dy.astype(np.float64)
+    gamma = 1.0 if case.gamma is None else case.gamma
+    g = np.abs(gamma * wanted.r) / np.sqrt(wanted.statistics.variance + 1e-3)
+    terms = np.abs(dy * reference.broadcastable(g, case.x.shape, case.axis))
+    assert_close(dx, expected[0], scale=np.max(terms, initial=0.0))
+    unscaled = reference.normalize(
+        case.x,
+        wanted.statistics.mean,
+        wanted.statistics.variance,
+        axis=case.axis,
+        r=wanted.r,
+        d=wanted.d,
+    )
+    assert_close(dgamma, expected[1], scale=np.sum(np.abs(dy * unscaled)))
+    assert_close(dbeta, expected[2], scale=np.sum(np.abs(dy)))

@@ -1,0 +1,166 @@
+"""Kernels compiled for GPUs that are not there, and what their machine code is made of.
+
+numba-cuda asks the current device for its compute capability when it compiles a kernel, and for
+the rest when it loads one. Here :func:`device` answers for the device, and nothing is loaded. A
+kernel is compiled by the package's own function, so the code is that of a process with a device.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+from numba.cuda import codegen
+from numba.cuda.cudadrv import driver
+
+from numbabn.cuda import compile
+from numbabn.cuda.compile import Variant, variants
+
+# The oldest that the newest CUDA compiles for, and those of A100, H100 and B200.
+CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
+# KiB of shared memory of a multiprocessor, and its threads, by capability.
+SHARED = {(7, 5): 64, (8, 0): 164, (9, 0): 228, (10, 0): 228}
+THREADS = {(7, 5): 1024, (8, 0): 2048, (9, 0): 2048, (10, 0): 2048}
+# Bytes of it that the device keeps for itself in each block, since 8.0.
+RESERVED = 1024
+
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+_LOAD_128 = re.compile(r"LDG\.(\w+\.)*128\b")
+_STORE_128 = re.compile(r"STG\.(\w+\.)*128\b")
+# Arithmetic only: a conversion or a comparison now and then costs nothing that shows.
+_DOUBLE = re.compile(r"D(ADD|MUL|FMA)\b|MUFU\.(RCP|RSQ)64H")
+_PTX_DOUBLE = re.compile(
+    r"^\s+(?:@!?%p\d+\s+)?((?:add|sub|mul|fma|mad|div|rcp|sqrt|rsqrt)\.[\w.]*f64)\b", re.MULTILINE
+)
+_ARITHMETIC = re.compile(r"(F|D|H)(ADD|MUL|FMA|SETP)|F2F|PRMT|HFMA2")
+
+
+class Compiled(NamedTuple):
+    """A kernel for one compute capability.
+
+    registers: of a thread
+    spilled: bytes that a thread writes to memory and reads again for want of registers
+    stack: bytes of memory that a thread has for arrays that are not in registers
+    shared: bytes of shared memory of a block
+    instructions: how often each one is in the code, by its name with modifiers
+    loads, stores: global ones of 16 bytes
+    in_flight: loads of 16 bytes that follow each other before anything is computed
+    doubles: float64 instructions of arithmetic
+    ptx_doubles: the same in PTX, one for each
+    """
+
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+    instructions: Counter[str]
+    loads: int
+    stores: int
+    in_flight: int
+    doubles: int
+    ptx_doubles: list[str]
+
+    def resident(self, threads: int, capability: tuple[int, int]) -> int:
+        """How many blocks of so many threads fit on a multiprocessor together."""
+        # Registers are handed out to warps, 256 at a time.
+        warp = -(-self.registers * 32 // 256) * 256
+        limits = [compile.REGISTERS // (warp * threads // 32), THREADS[capability] // threads]
+        if self.shared:
+            reserved = RESERVED if capability >= (8, 0) else 0
+            limits.append((SHARED[capability] << 10) // (self.shared + reserved))
+        return min(limits)
+
+
+class _TalkingLinker(driver._Linker):
+    """numba-cuda's linker, with the assembler's account of registers in its log."""
+
+    def _get_linker_options(self, ptx: bool) -> Any:
+        options = super()._get_linker_options(ptx)
+        options.verbose = True
+        return options
+
+
+@contextmanager
+def device(capability: tuple[int, int]) -> Iterator[None]:
+    """As if the current device were of this compute capability, for compiling only."""
+    current = SimpleNamespace(compute_capability=capability)
+    context = SimpleNamespace(device=current)
+    with (
+        mock.patch("numba.cuda.dispatcher.get_current_device", return_value=current),
+        mock.patch("numba.cuda.cudadrv.devices.get_context", return_value=context),
+        mock.patch("numba.cuda.dispatcher._Kernel.bind"),
+        mock.patch("numba.cuda.codegen.CUDACodeLibrary.get_cufunc"),
+        mock.patch("numba.cuda.cudadrv.driver._Linker", _TalkingLinker),
+        # What is there already was compiled for another device.
+        mock.patch.dict(compile._compiled, clear=True),
+        mock.patch.dict(compile._translated, clear=True),
+    ):
+        yield
+
+
+def compiled(variant: Variant) -> dict[tuple[int, int], Compiled]:
+    """A kernel for each compute capability."""
+    with device(CAPABILITIES[0]):
+        # What goes to the compiler, LLVM's IR, is the same for all.
+        compile.compiled(variant, device=0)
+        library = compile._translated[variant.name].library
+    found = {}
+    for capability in CAPABILITIES:
+        with device(capability):
+            found[capability] = _assembled(library, capability)
+    return found
+
+
+def all_compiled(names: Container[str]) -> Iterator[tuple[Variant, Any]]:
+    """The variants of these names, and what `compiled` makes of each; on all cores."""
+    chosen = [variant for variant in variants() if variant.name in names]
+    # Forked processes would share locks that threads of this one may hold.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        yield from zip(chosen, pool.map(_compiled, [v.name for v in chosen]), strict=True)
+
+
+def _compiled(name: str) -> dict[tuple[int, int], Compiled]:
+    # A function that was made on the way, as a variant's is, does not go to another process.
+    (variant,) = (each for each in variants() if each.name == name)
+    return compiled(variant)
+
+
+def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
+    ptx, cubin = library.get_asm_str(), library.get_cubin()
+    log = library.get_linkerinfo(library._ensure_cc(None))
+    instructions = _INSTRUCTION.findall(codegen.run_nvdisasm(cubin, ["-c", "-ndf"]))
+    # The log of 9.0 alone counts what the device keeps for itself.
+    reserved = RESERVED if capability == (9, 0) else 0
+    return Compiled(
+        registers=max(_numbers(r"[Uu]sed (\d+) registers", log)),
+        spilled=sum(_numbers(r"(\d+) bytes spill (?:stores|loads)", log)),
+        stack=max(_numbers(r"(\d+) bytes stack frame", log)),
+        shared=max(0, max(_numbers(r"(\d+) bytes smem", log), default=0) - reserved),
+        instructions=Counter(instructions),
+        loads=sum(map(bool, map(_LOAD_128.match, instructions))),
+        stores=sum(map(bool, map(_STORE_128.match, instructions))),
+        in_flight=_in_flight(instructions),
+        doubles=sum(map(bool, map(_DOUBLE.match, instructions))),
+        ptx_doubles=_PTX_DOUBLE.findall(ptx),
+    )
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    return [int(found) for found in re.findall(pattern, text)]
+
+
+def _in_flight(instructions: Iterable[str]) -> int:
+    most = loads = 0
+    for instruction in instructions:
+        if _LOAD_128.match(instruction):
+            loads += 1
+            most = max(most, loads)
+        elif _ARITHMETIC.match(instruction):
+            loads = 0
+    return most

@@ -1,0 +1,130 @@
+"""What the compiler makes of every kernel, for every kind of GPU: no device is needed."""
+
+from collections import Counter
+
+import offline
+import pytest
+from offline import CAPABILITIES
+
+from numbabn.cuda import compile
+from numbabn.cuda.compile import variants
+
+# The first test waits for all kernels: some two minutes of two cores.
+pytestmark = pytest.mark.timeout(1200)
+
+VARIANTS = {variant.name: variant for variant in variants()}
+OVER_ELEMENTS = [name for name, variant in VARIANTS.items() if variant.dtype]
+VECTORIZED = [name for name, variant in VARIANTS.items() if variant.vectorized]
+# Kernels that write an array; the others write sums of 4 or 8 bytes.
+WRITING = [name for name in VECTORIZED if name.startswith(("normalize", "gradient_r"))]
+
+
+@pytest.fixture(scope="session")
+def kernels(request):
+    """What was compiled of each variant that a test asks for, by name and capability."""
+    asked = {item.callspec.params["name"] for item in request.session.items if _asks(item)}
+    return {variant.name: found for variant, found in offline.all_compiled(asked)}
+
+
+def _asks(item):
+    return "kernels" in item.fixturenames
+
+
+def of_each(names):
+    return pytest.mark.parametrize("name", names)
+
+
+def test_every_variant_has_a_name_of_its_own():
+    assert len(VARIANTS) == len(list(variants()))
+    assert VECTORIZED
+    assert WRITING
+
+
+@of_each(VARIANTS)
+def test_registers(kernels, name):
+    """As many as leave room for the blocks that hide the latency of memory, and no spills.
+
+    A multiprocessor has 65536 registers. `max_registers` is what a thread may have of them for
+    RESIDENT blocks to fit; a compiler that is held to it spills, if it must, and then every
+    element is paid for with more traffic than it brings.
+    """
+    variant = VARIANTS[name]
+    for capability, kernel in kernels[name].items():
+        assert kernel.registers <= variant.max_registers, capability
+        assert kernel.spilled == 0, capability
+
+
+@of_each(OVER_ELEMENTS)
+def test_arrays_of_a_thread_are_registers(kernels, name):
+    """An array that is indexed by what is known only later lies in memory, as spills do.
+
+    Loops over it have to be unrolled. The compiler for sm_100 finds no trip count where the index
+    is multiplied, as in `values[k * VECTOR]` for k in range(CHUNK): the product moves into the
+    step of the loop. `values[first]` for first in range(0, VALUES, VECTOR) is unrolled by all.
+    """
+    stacks = {capability: kernel.stack for capability, kernel in kernels[name].items()}
+    assert stacks == dict.fromkeys(CAPABILITIES, 0), "see this test's docstring for a cure"
+
+
+@of_each(OVER_ELEMENTS)
+def test_blocks_that_fit_on_a_multiprocessor(kernels, name):
+    """By their shared memory too; Turing has half the threads and a third of the memory."""
+    for capability, kernel in kernels[name].items():
+        least = compile.RESIDENT if capability >= (8, 0) else 1
+        assert kernel.resident(VARIANTS[name].threads, capability) >= least, capability
+
+
+@of_each([name for name in OVER_ELEMENTS if VARIANTS[name].dtype != "float64"])
+def test_no_float64_arithmetic_over_elements(kernels, name):
+    """It costs 32 to 64 times as much as float32's on most GPUs; folds are kernels of their own."""
+    allowed = VARIANTS[name].doubles
+    assert allowed >= 0  # below: any number
+    for capability, kernel in kernels[name].items():
+        assert len(kernel.ptx_doubles) <= allowed, (capability, Counter(kernel.ptx_doubles))
+        assert kernel.doubles <= allowed, capability
+
+
+@of_each(VECTORIZED)
+def test_elements_are_read_16_bytes_at_once(kernels, name):
+    for capability, kernel in kernels[name].items():
+        assert kernel.loads > 0, capability
+        if VARIANTS[name].dtype in ("float16", "bfloat16"):
+            # Nothing but elements is as wide as they are.
+            assert not [each for each in kernel.instructions if each.startswith("LDG.E.U16")]
+
+
+@of_each(WRITING)
+def test_elements_are_written_16_bytes_at_once(kernels, name):
+    for capability, kernel in kernels[name].items():
+        stores = sum(n for each, n in kernel.instructions.items() if each.startswith("STG"))
+        assert kernel.stores == stores > 0, capability
+
+
+def test_the_checks_see_what_they_look_for():
+    """Float64 and shared memory in a fold, spills where registers are short."""
+    fold = VARIANTS["fold_forward_float64"]
+    for kernel in offline.compiled(fold).values():
+        assert kernel.doubles > 0
+        assert "div.rn.f64" in kernel.ptx_doubles
+        assert kernel.loads == kernel.stores == kernel.in_flight == 0
+        assert kernel.shared == 3 * 8 * fold.threads
+    tight = VARIANTS["gradient_rows_float32"]._replace(name="tight", max_registers=32)
+    kernel = offline.compiled(tight)[9, 0]
+    assert kernel.registers <= 32
+    assert kernel.spilled > 0
+
+
+def test_what_was_compiled_for_another_device_is_not_kept():
+    before = dict(compile._compiled), dict(compile._translated)
+    offline.compiled(VARIANTS["copy_32"])
+    assert (compile._compiled, compile._translated) == before
+
+
+def test_blocks_are_limited_by_registers_threads_and_shared_memory():
+    kernel = offline.Compiled(64, 0, 0, 0, Counter(), 0, 0, 0, 0, [])
+    assert kernel.resident(256, (9, 0)) == 4  # 65536 / (64 · 256)
+    assert kernel._replace(registers=65).resident(256, (9, 0)) == 3  # 72: eight at a time
+    assert kernel._replace(registers=16).resident(256, (9, 0)) == 8
+    assert kernel._replace(registers=16).resident(256, (7, 5)) == 4
+    assert kernel._replace(shared=32 << 10).resident(256, (7, 5)) == 2
+    assert kernel._replace(shared=63 << 10).resident(256, (9, 0)) == 3  # 64 with the device's own
