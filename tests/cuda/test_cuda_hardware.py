@@ -1,6 +1,7 @@
 """What only a device has: streams, graphs, other libraries' arrays, and large tensors."""
 
 import re
+from pathlib import Path
 
 import cupy
 import numpy as np
@@ -230,3 +231,12 @@ def test_work_is_on_the_device_of_x(number):
     assert layer.moving_mean.device == x.device
     expected = reference.forward(case.x, case.gamma)
     np.testing.assert_allclose(y.cpu().numpy(), expected.y, atol=4e-6)
+
+
+def test_the_code_in_readme_runs():
+    readme = Path(__file__).parents[2] / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if "cuda" in block)
+    names = {"numbabn": numbabn}
+    exec(compile(block, "README.md", "exec"), names)
+    assert torch.isfinite(names["dx"]).all()
