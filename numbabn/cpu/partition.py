@@ -97,7 +97,8 @@ def _by_rows(outer, channels, inner, itemsize, masked):
     step = columns if fold > 1 else inner
     fused = FUSED_BYTES // max(1, rows * itemsize)
     tasks = _task_limit(total)
-    if fused >= FUSED_ROW and columns >= tasks * LEAST_ROW:
+    # Rows of several positions cannot be cut.
+    if fold == 1 and fused >= FUSED_ROW and columns >= tasks * LEAST_ROW:
         tile, splits = min(fused, ROW_TILE, ceil(columns / tasks)), 1
     else:
         tile, splits = ROW_TILE, tasks
