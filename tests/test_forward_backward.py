@@ -21,6 +21,7 @@ from arrays import (
     strided,
     unaligned,
 )
+from numbabn.cpu import launch, partition
 from numbabn.functional import backward_from_values
 
 
@@ -195,6 +196,28 @@ def test_shapes_of_several_blocks(shape, axis, mask):
     In float64, because plain Python adds up a run term by term, where compiled code has many
     lanes: thousands of float32 terms in one would show.
     """
+    assert_agrees(large_case(shape, axis, mask, np.float64))
+
+
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """Tasks of so few elements that small arrays are cut into several."""
+
+    def forget():
+        partition.partition.cache_clear()
+        launch._plan.cache_clear()
+
+    monkeypatch.setattr(partition, "TASK_ELEMENTS", 64)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize("mask", ["none", "positions", "elements"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((600, 5), -1), ((2100, 1), -1), ((12, 1, 500), 1), ((9, 3, 40), 1)]
+)
+def test_shapes_of_several_tasks(shape, axis, mask, small_tasks):
     assert_agrees(large_case(shape, axis, mask, np.float64))
 
 
