@@ -9,8 +9,10 @@ counts), `jax.jit` on JAX. Memory is what a step needs at its peak beyond what t
 """
 
 import ctypes
+import time
 from collections.abc import Callable
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,33 +155,43 @@ MODES = {"torch": ("eager",), "tensorflow": ("graph", "XLA"), "jax": ("XLA",)}
 
 
 # Of the C library's `mallopt`: from how many bytes on memory comes straight from the system, and
-# goes back there at once; and where that ends up by itself.
-_MMAP_THRESHOLD, _SMALL, _USUAL = -3, 1 << 16, 1 << 25
+# goes back there at once. What it keeps for later calls would hide what this one needs.
+_MMAP_THRESHOLD, _BYTES = -3, 1 << 16
 
 
 def peak_bytes(step: Callable[[], Any]) -> float:
-    """What a step needs at its peak beyond what there was before; NaN where Linux does not say."""
+    """What a step needs at its peak beyond what there was before; NaN where nobody says."""
+    if BACKEND == "tensorflow":
+        return float("nan")  # It has a pool of its own, where a step's peak does not show.
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    library = ctypes.CDLL(None)
-    try:
-        # What the C library keeps for later calls would hide what this one needs.
-        library.mallopt(_MMAP_THRESHOLD, _SMALL)
-        step()
-        library.malloc_trim(0)
-        reset.write_text("5")  # The peak starts anew.
-    except (OSError, AttributeError):
-        return float("nan")
 
     def read(key: str) -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith(key))
         return int(line.split()[1]) * 1024
 
-    before = read("VmRSS")
-    result = step()
-    after = read("VmHWM")
-    del result
-    library.mallopt(_MMAP_THRESHOLD, _USUAL)
+    try:
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _BYTES)
+        step()
+        # Results are freed by other threads, now and then.
+        time.sleep(0.1)
+        ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")  # The peak starts anew.
+        before = read("VmRSS")
+        result = step()
+        after = read("VmHWM")
+        del result
+    except (OSError, AttributeError):
+        return float("nan")
     return after - before
+
+
+def add_peaks(case: Case, records: list[Record]) -> None:
+    """Fill in the peaks of a case; after all timings, which `mallopt` would change."""
+    calls = calls_of(case)
+    for record in records:
+        step = calls[record["layer"], record["mode"]]
+        # The median: an allocator may grow its own memory, or not yet have freed.
+        record["peak"] = sorted(peak_bytes(step) for _ in range(5))[2]
 
 
 def measure(case: Case, quick: bool) -> list[Record]:
@@ -190,8 +202,6 @@ def measure(case: Case, quick: bool) -> list[Record]:
     for name in (OURS, THEIRS):
         modes = {key: timing for key, timing in timings.items() if key[0] == name}
         key = min(modes, key=lambda each: modes[each].median)
-        # The smallest of three: the first may grow the allocator's own memory.
-        peak = min(peak_bytes(calls[key]) for _ in range(3))
         records.append(
             {
                 "backend": BACKEND,
@@ -200,7 +210,6 @@ def measure(case: Case, quick: bool) -> list[Record]:
                 "layer": name,
                 "mode": key[1],
                 **modes[key]._asdict(),
-                "peak": peak,
             }
         )
     return records
@@ -219,8 +228,10 @@ def report(found: list[Record]) -> str:
                 common.duration(ours["median"]),
                 f"{common.duration(theirs['median'])} ({theirs['mode']})",
                 f"{ratio:.2f}",
-                common.size(max(ours["peak"], 0)),
-                common.size(max(theirs["peak"], 0)),
+                *(
+                    "–" if isnan(each["peak"]) else common.size(max(each["peak"], 0))
+                    for each in (ours, theirs)
+                ),
             ]
         )
     header = ["", "x", OURS, THEIRS, "times as fast", f"peak, {OURS}", f"peak, {THEIRS}"]
@@ -253,6 +264,8 @@ def main() -> None:
     found = common.measure(
         {case.label: partial(measure, case, chosen.quick) for case in cases}, "case"
     )
+    for i, case in enumerate(cases):
+        add_peaks(case, found[2 * i : 2 * i + 2])
     common.save(
         chosen, f"keras_layer_{BACKEND}", found, report(found), draw(found),
         f"KERAS_BACKEND={BACKEND} python -m benchmarks.keras_layer",
