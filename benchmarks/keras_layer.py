@@ -154,9 +154,9 @@ STEPS = {"torch": _torch, "tensorflow": _tensorflow, "jax": _jax}
 MODES = {"torch": ("eager",), "tensorflow": ("graph", "XLA"), "jax": ("XLA",)}
 
 
-# Of the C library's `mallopt`: from how many bytes on memory comes straight from the system, and
-# goes back there at once. What it keeps for later calls would hide what this one needs.
-_MMAP_THRESHOLD, _BYTES = -3, 1 << 16
+# Of the C library's `mallopt`: how much free memory it keeps, and from how many bytes on memory
+# comes straight from the system. What it keeps for later calls would hide what this one needs.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = (-1, 0), (-3, 1 << 16)
 
 
 def peak_bytes(step: Callable[[], Any]) -> float:
@@ -170,7 +170,8 @@ def peak_bytes(step: Callable[[], Any]) -> float:
         return int(line.split()[1]) * 1024
 
     try:
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _BYTES)
+        for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(*setting)
         step()
         # Results are freed by other threads, now and then.
         time.sleep(0.1)
