@@ -102,8 +102,8 @@ def copies_table(found: list[common.Record]) -> str:
 def main() -> None:
     options = common.options(__doc__)
     rewrites = options.output == common.RESULTS / common.hardware()
-    text = README.read_text()
-    if rewrites and not (BEGIN in text and END in text.partition(BEGIN)[2]):
+    before = README.read_text()
+    if rewrites and not (BEGIN in before and END in before.partition(BEGIN)[2]):
         raise SystemExit(f"README.md lacks the lines {BEGIN} and {END}, between which figures go")
 
     started = time.perf_counter()
@@ -119,7 +119,8 @@ def main() -> None:
 
     written = section(options.output)
     if rewrites:
-        before, _, rest = text.partition(BEGIN)
+        # Read again: it may have been edited in the meantime.
+        before, _, rest = README.read_text().partition(BEGIN)
         README.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{rest.partition(END)[2]}")
     else:
         print(f"\n{written}")
