@@ -1,20 +1,34 @@
 """The public operations on device arrays: check, lay out, allocate, launch.
 
-`numbabn.functional` documents them, and calls these where an array is on a device. Nothing
-here waits for the device, or copies an array there or back: every array argument has to be of
-one library and on one device.
+`numbabn.functional` documents them, and calls these where an array is on a device; the layer too.
 """
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, NamedTuple
 
 from .. import layout as lay
 from ..layout import Axis, Layout
-from . import folds, kernels, launch, masks
+from . import folds, kernels, launch
+from .arguments import (
+    Output,
+    Prepared,
+    channel_steps,
+    check_out,
+    check_values,
+    describe,
+    flat_values,
+    in_canonical_form,
+    laid_mask,
+    new_array,
+    parameter_value,
+    parameter_values,
+    prepare,
+    reference_of,
+    reordered,
+    row,
+)
 from .device import (
-    BYTE,
     FLOAT32,
     FLOAT64,
     LIBRARIES,
@@ -27,261 +41,11 @@ from .device import (
 from .launch import DeviceMask, Reference
 
 
-class Prepared(NamedTuple):
-    """An array to compute on, and how it lies in memory."""
-
-    x: DeviceArray
-    layout: Layout
-    canonical: DeviceArray
-
-
-def describe(array: Any, name: str, like: DeviceArray | None = None) -> DeviceArray:
-    """What is known of an array argument.
-
-    like: an array that it has to share library and device with
-
-    Raises:
-        TypeError: it is on no device, or on another one, or of another library.
-    """
-    library = library_of(array)
-    if library is None or (like is not None and library is not like.library):
-        wanted = "on a CUDA device" if like is None else f"{_kind(like)}, as x is"
-        raise TypeError(f"{name} must be {wanted}, got {type(array).__name__}")
-    described: DeviceArray = library.describe(array)
-    if like is not None and described.device != like.device and described.size:
-        raise ValueError(
-            f"{name} must be on the device of x, {like.device}, got device {described.device}"
-        )
-    size = described.itemsize
-    if described.address % size or any(step % size for step in described.strides):
-        raise ValueError(f"{name} must be aligned to its elements of {size} bytes")
-    # Work on it is ordered with the work on x.
-    return described if like is None else described._replace(stream=like.stream)
-
-
-def _kind(like: DeviceArray) -> str:
-    if like.library.name == "interface":
-        return "an array with the CUDA array interface"
-    return f"an array of {like.library.name} on a CUDA device"
-
-
-def _prepare(x: Any, axis: Axis) -> Prepared:
-    described = describe(x, "x")
-    lay.check_array(described, "x")
-    layout = lay.layout_of(described, axis)
-    return Prepared(described, layout, _canonical(described, layout))
-
-
-def _transposed(array: DeviceArray, order: tuple[int, ...]) -> DeviceArray:
-    return array._replace(
-        shape=tuple(array.shape[axis] for axis in order),
-        strides=tuple(array.strides[axis] for axis in order),
-    )
-
-
-def _canonical(array: DeviceArray, layout: Layout) -> DeviceArray:
-    """`array` as (outer, channels, inner), contiguous: as it lies, or a copy."""
-    ordered = _transposed(array, layout.order)
-    if not ordered.is_contiguous:
-        dense = _empty(array, ordered.shape, ordered.dtype)
-        launch.copy(ordered, dense)
-        ordered = dense
-    return _reshaped(ordered, layout.canonical_shape)
-
-
-def _reshaped(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
-    size = array.itemsize
-    steps = contiguous_strides(shape)
-    return array._replace(shape=shape, strides=tuple(step * size for step in steps))
-
-
-def _empty(like: DeviceArray, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-    """New contiguous memory in the library of `like`, on its device and stream."""
-    array = like.library.empty(shape, contiguous_strides(shape), dtype, like)
-    described: DeviceArray = like.library.describe(array)
-    return described._replace(stream=like.stream, device=like.device)
-
-
-class _Output:
-    """An output in the caller's memory order, and in the canonical form that kernels write."""
-
-    def __init__(self, prepared: Prepared, out: Any) -> None:
-        x, self._layout, _ = prepared
-        if out is None:
-            array = x.library.empty(x.shape, _dense_steps(self._layout), x.dtype, x)
-            self._target = x.library.describe(array)._replace(stream=x.stream, device=x.device)
-        else:
-            self._target = out
-        ordered = _transposed(self._target, self._layout.order)
-        # Memory that is not of x's order is written by way of a copy.
-        self._by_copy = not ordered.is_contiguous
-        if self._by_copy:
-            ordered = _empty(x, ordered.shape, x.dtype)
-        self.canonical = _reshaped(ordered, self._layout.canonical_shape)
-
-    def finish(self) -> Any:
-        """The output, written."""
-        if self._by_copy:
-            ordered = _transposed(self._target, self._layout.order)
-            launch.copy(_reshaped(self.canonical, ordered.shape), ordered)
-        return self._target.owner
-
-
-def _dense_steps(layout: Layout) -> tuple[int, ...]:
-    """The steps of a dense array of x's shape in x's memory order, in elements."""
-    steps = [1] * len(layout.shape)
-    step = 1
-    for axis in reversed(layout.memory):
-        steps[axis] = step
-        step *= max(1, layout.shape[axis])
-    return tuple(steps)
-
-
-def _channel_steps(layout: Layout) -> tuple[int, ...]:
-    """The steps of per-channel values as the caller sees them, over (channels,) memory."""
-    if len(layout.axes) == 1:
-        return (1,)
-    steps = [1] * len(layout.shape)
-    step = 1
-    for axis in reversed(layout.order):
-        if axis in layout.axes:
-            steps[axis] = step
-            step *= max(1, layout.shape[axis])
-    return tuple(steps)
-
-
-def row(values: Any, index: int, layout: Layout) -> Any:
-    """One of the rows of a (rows, channels) array, as the caller sees per-channel values."""
-    library = library_of(values)
-    return library.view(
-        values, layout.channel_shape, _channel_steps(layout), index * layout.channels
-    )
-
-
-def _parameter(values: Any, name: str, prepared: Prepared) -> DeviceArray | None:
-    """Per-channel values as (channels,) in the order of memory; None stays None."""
-    if values is None:
-        return None
-    x, layout, _ = prepared
-    described = describe(values, name, x)
-    if lay.float_name(described.dtype) is None:
-        raise TypeError(f"{name} must hold floats, got {described.dtype.name}")
-    if described.shape != layout.channel_shape:
-        raise ValueError(
-            f"{name} must have shape {layout.channel_shape}, one value for each channel of x, "
-            f"got {described.shape}"
-        )
-    return _flat(described, layout)
-
-
-def _parameters(
-    given: dict[str, Any], prepared: Prepared, needed: tuple[str, ...]
-) -> dict[str, Any]:
-    for name in needed:
-        # None is not on a device, and what it says of that is what there is to say.
-        describe(given[name], name, prepared.x)
-    return {name: _parameter(each, name, prepared) for name, each in given.items()}
-
-
-def _flat(values: DeviceArray, layout: Layout) -> DeviceArray:
-    size = values.itemsize
-    steps = _channel_steps(layout)
-    if any(
-        length != 1 and stride != step * size
-        for length, stride, step in zip(values.shape, values.strides, steps, strict=True)
-    ):
-        dense = _empty(values, (layout.channels,), values.dtype)
-        target = dense._replace(shape=values.shape, strides=tuple(step * size for step in steps))
-        launch.copy(values, target)
-        return dense
-    return values._replace(shape=(layout.channels,), strides=(size,))
-
-
-def _mask(mask: Any, prepared: Prepared) -> DeviceMask | None:
-    """A mask as kernels read it: in place where it is of bytes, otherwise by way of bytes."""
-    if mask is None:
-        return None
-    x, layout, _ = prepared
-    described = describe(mask, "mask", x)
-    if described.dtype.kind not in "bfiu" and lay.float_name(described.dtype) is None:
-        raise TypeError(f"mask must hold bools or real numbers, got {described.dtype.name}")
-    given = described.shape
-    if described.ndim == x.ndim - 1:
-        described = described._replace(
-            shape=(*given, 1), strides=(*described.strides, described.itemsize)
-        )
-    lay.check_mask_shape(given, described.shape, x.shape)
-    if described.dtype.itemsize > 1 or any(step < 0 for step in described.strides):
-        on = _empty(x, described.shape, BYTE)
-        launch.mask_bytes(described, on)
-        described = on
-    steps = _mask_steps(described, layout)
-    if steps is None:
-        # Too many axes that are broadcast in turn: one byte for every element.
-        wide = _empty(x, x.shape, BYTE)
-        broadcast = tuple(
-            0 if size == 1 else step
-            for size, step in zip(described.shape, described.strides, strict=True)
-        )
-        launch.mask_bytes(described._replace(shape=x.shape, strides=broadcast), wide)
-        described = wide
-        steps = _mask_steps(described, layout)
-    assert steps is not None  # one byte for every element has one axis in each group
-    return DeviceMask(described, steps)
-
-
-def _mask_steps(mask: DeviceArray, layout: Layout) -> tuple[int, ...] | None:
-    """See `masks`; None where a group has more axes, or longer ones, than kernels take."""
-    flat: list[int] = []
-    ordered = _transposed(mask, layout.order)
-    for sizes, strides in lay.mask_axes(ordered.shape, ordered.strides, layout):
-        fill = masks.AXES - len(sizes)
-        if fill < 0 or (len(sizes) > 1 and prod(sizes) > masks.MOST_POSITIONS):
-            return None
-        flat += [*[1] * fill, *sizes, *[0] * fill, *strides]
-    return tuple(flat)
-
-
-def _reference(renorm: Any, prepared: Prepared, by_variance: bool) -> Reference | None:
-    if renorm is None:
-        return None
-    mean = _parameter(renorm.mean, "renorm.mean", prepared)
-    spread = _parameter(renorm.stddev, "renorm.stddev", prepared)
-    if mean is None or spread is None:
-        raise TypeError("renorm must have a mean and a stddev, got None")
-    way = folds.BY_VARIANCE if by_variance else folds.BY_STDDEV
-    return Reference(mean, spread, way, renorm.clipping.limits)
-
-
-def _check_out(
-    out: Any, prepared: Prepared, inputs: dict[str, Any], over: tuple[str, ...] = ()
-) -> DeviceArray:
-    """As `layout.check_out`. Arrays count as overlapping where their ranges of addresses do."""
-    x = prepared.x
-    described = describe(out, "out", x)
-    lay.check_like(described, "out", x)
-    if described.read_only:
-        raise ValueError("out must be writable, got a read-only array")
-    lay.check_own_memory(described)
-    for name, array in inputs.items():
-        if array is None:
-            continue
-        other = array if isinstance(array, DeviceArray) else describe(array, name, x)
-        low, high = other.extent
-        mine_low, mine_high = described.extent
-        if low >= mine_high or mine_low >= high:
-            continue
-        same = described.address == other.address and described.strides == other.strides
-        if not (same and name in over):
-            raise lay.overlap(name, over)
-    return described
-
-
 def statistics(x: Any, axis: Axis, mask: Any) -> tuple[Any, Layout]:
     """(6, channels) float64 on the device: count, mean and variance are its first rows."""
-    prepared = _prepare(x, axis)
-    laid = _mask(mask, prepared)
-    saved = _empty(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
+    prepared = prepare(x, axis)
+    laid = laid_mask(mask, prepared)
+    saved = new_array(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
     launch.statistics(prepared.canonical, laid, saved)
     return saved.owner, prepared.layout
 
@@ -290,12 +54,12 @@ def normalize(
     x: Any, mean: Any, variance: Any, gamma: Any, beta: Any, axis: Axis, epsilon: float, out: Any
 ) -> Any:
     """See `numbabn.normalize`."""
-    prepared = _prepare(x, axis)
+    prepared = prepare(x, axis)
     given = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
-    parameters = _parameters(given, prepared, ("mean", "variance"))
+    parameters = parameter_values(given, prepared, ("mean", "variance"))
     if out is not None:
-        out = _check_out(out, prepared, {"x": prepared.x, **parameters}, over=("x",))
-    result = _Output(prepared, out)
+        out = check_out(out, prepared, {"x": prepared.x, **parameters}, over=("x",))
+    result = Output(prepared, out)
     launch.normalize(
         prepared.canonical, parameters["mean"], parameters["variance"], parameters["gamma"],
         parameters["beta"], epsilon, result.canonical,
@@ -321,16 +85,16 @@ def forward(
 
     by_variance: the reference's `stddev` is its variance
     """
-    prepared = _prepare(x, axis)
-    flat_gamma = _parameter(gamma, "gamma", prepared)
-    flat_beta = _parameter(beta, "beta", prepared)
-    reference = _reference(renorm, prepared, by_variance)
+    prepared = prepare(x, axis)
+    flat_gamma = parameter_value(gamma, "gamma", prepared)
+    flat_beta = parameter_value(beta, "beta", prepared)
+    reference = reference_of(renorm, prepared, by_variance)
     if out is not None:
         inputs = {"x": prepared.x, "gamma": flat_gamma, "beta": flat_beta, "mask": mask}
-        out = _check_out(out, prepared, inputs)
-    laid = _mask(mask, prepared)
-    saved = _empty(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
-    result = _Output(prepared, out)
+        out = check_out(out, prepared, inputs)
+    laid = laid_mask(mask, prepared)
+    saved = new_array(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
+    result = Output(prepared, out)
     launch.forward(
         prepared.canonical, laid, flat_gamma, flat_beta, epsilon, reference, result.canonical,
         saved,
@@ -349,7 +113,7 @@ def backward(
     mask: as the caller gave it
     laid: the same as the forward read it, which holds in the layout `order`
     """
-    prepared = _prepare(x, axis)
+    prepared = prepare(x, axis)
     layout = prepared.layout
     saved = describe(values, "values", prepared.x)
     if saved.shape != (kernels.SAVED, layout.channels) or saved.dtype != FLOAT64:
@@ -357,12 +121,12 @@ def backward(
             f"values must be what a forward pass saved, float64 of shape "
             f"{(kernels.SAVED, layout.channels)}, got {saved.dtype} of shape {saved.shape}"
         )
-    steps = contiguous_strides(layout.channel_shape) if order is None else _channel_steps(order)
-    saved = _reordered(saved, layout, steps, _channel_steps(layout))
+    steps = contiguous_strides(layout.channel_shape) if order is None else channel_steps(order)
+    saved = reordered(saved, layout, steps, channel_steps(layout))
     if not training:
         laid = None
     elif order is None or order.order != layout.order:
-        laid = _mask(mask, prepared)
+        laid = laid_mask(mask, prepared)
     return _backward(dy, prepared, saved, epsilon, laid, training, out, with_dx, {})
 
 
@@ -378,10 +142,10 @@ def normalize_backward(
     with_dx: bool = True,
 ) -> tuple[Any, Any, Any]:
     """See `numbabn.normalize_backward`."""
-    prepared = _prepare(x, axis)
+    prepared = prepare(x, axis)
     given = {"mean": mean, "variance": variance, "gamma": gamma}
-    parameters = _parameters(given, prepared, ("mean", "variance"))
-    saved = _empty(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
+    parameters = parameter_values(given, prepared, ("mean", "variance"))
+    saved = new_array(prepared.x, (kernels.SAVED, prepared.layout.channels), FLOAT64)
     launch.given_statistics(parameters["mean"], parameters["variance"], parameters["gamma"], saved)
     return _backward(dy, prepared, saved, epsilon, None, False, out, with_dx, parameters)
 
@@ -394,39 +158,18 @@ def _backward(
     described = describe(dy, "dy", x)
     lay.check_like(described, "dy", x)
     if out is not None:
-        out = _check_out(out, prepared, {"dy": described, "x": x, **inputs}, over=("dy", "x"))
-    result = _Output(prepared, out) if with_dx else None
+        out = check_out(out, prepared, {"dy": described, "x": x, **inputs}, over=("dy", "x"))
+    result = Output(prepared, out) if with_dx else None
     dtype = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
     channels = layout.channels
-    found = _empty(x, (2, channels), dtype)
+    found = new_array(x, (2, channels), dtype)
     launch.backward(
-        _canonical(described, layout), canonical, saved, epsilon, mask, training,
+        in_canonical_form(described, layout), canonical, saved, epsilon, mask, training,
         None if result is None else result.canonical,
         launch.part(found, 0, channels), launch.part(found, channels, channels),
     )  # fmt: skip
     dx = None if result is None else result.finish()
     return dx, row(found.owner, 0, layout), row(found.owner, 1, layout)
-
-
-def _reordered(
-    values: DeviceArray, layout: Layout, steps: tuple[int, ...], wanted: tuple[int, ...]
-) -> DeviceArray:
-    """(rows, channels) values whose channels lie by `steps`, as ones where they lie by `wanted`."""
-    if len(layout.axes) == 1 or _same_steps(layout.channel_shape, steps, wanted):
-        return values
-    size, rows, channels = values.itemsize, values.shape[0], layout.channels
-    shape = (rows, *layout.channel_shape)
-    target = _empty(values, values.shape, values.dtype)
-    source, to = (
-        each._replace(shape=shape, strides=tuple(step * size for step in (channels, *order)))
-        for each, order in ((values, steps), (target, wanted))
-    )
-    launch.copy(source, to)
-    return target
-
-
-def _same_steps(shape: tuple[int, ...], one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return all(size == 1 or a == b for size, a, b in zip(shape, one, other, strict=True))
 
 
 def in_c_order(values: Any, layout: Layout) -> Any:
@@ -435,7 +178,7 @@ def in_c_order(values: Any, layout: Layout) -> Any:
         return values
     described = describe(values, "values")
     wanted = contiguous_strides(layout.channel_shape)
-    return _reordered(described, layout, _channel_steps(layout), wanted).owner
+    return reordered(described, layout, channel_steps(layout), wanted).owner
 
 
 def renorm_correction(
@@ -448,9 +191,9 @@ def renorm_correction(
         "mean": mean, "variance": variance, "renorm_mean": renorm_mean,
         "renorm_stddev": renorm_stddev,
     }  # fmt: skip
-    flat = [_values(each, name, first) for name, each in given.items()]
+    flat = [flat_values(each, name, first) for name, each in given.items()]
     shape, size = first.shape, first.size
-    found = _empty(first, (2, size), FLOAT64)
+    found = new_array(first, (2, size), FLOAT64)
     reference = Reference(flat[2], flat[3], folds.BY_STDDEV, limits)
     r, d = launch.part(found, 0, size), launch.part(found, size, size)
     launch.renorm_correction(flat[0], flat[1], epsilon, reference, r, d)
@@ -462,11 +205,11 @@ def merge(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any]) -> tuple[Any, 
     first = describe(one[1], "mean")
     names = ("count", "mean", "variance")
     flat = tuple(
-        _values(each, name, first)
+        flat_values(each, name, first)
         for values in (one, other)
         for name, each in zip(names, values, strict=True)
     )
-    merged = _empty(first, (3, first.size), FLOAT64)
+    merged = new_array(first, (3, first.size), FLOAT64)
     launch.merge_statistics(flat, merged)
     return _pieces(merged, first.shape)
 
@@ -475,25 +218,7 @@ def check_statistics(count: Any, mean: Any, variance: Any) -> None:
     """Raise unless the three are arrays of one shape, library and device."""
     first = describe(mean, "mean")
     for name, values in (("count", count), ("variance", variance)):
-        _check_values(describe(values, name, first), name, first)
-
-
-def _check_values(values: DeviceArray, name: str, first: DeviceArray) -> None:
-    if lay.float_name(values.dtype) is None:
-        raise TypeError(f"{name} must hold floats, got {values.dtype.name}")
-    if values.shape != first.shape:
-        raise ValueError(f"{name} must have the shape of mean, {first.shape}, got {values.shape}")
-
-
-def _values(values: Any, name: str, first: DeviceArray) -> DeviceArray:
-    """Values of the shape of `first`, flat and contiguous."""
-    described = describe(values, name, first)
-    _check_values(described, name, first)
-    if not described.is_contiguous:
-        dense = _empty(described, described.shape, described.dtype)
-        launch.copy(described, dense)
-        described = dense
-    return _reshaped(described, (described.size,))
+        check_values(describe(values, name, first), name, first)
 
 
 def _pieces(rows: DeviceArray, shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -572,7 +297,7 @@ def copy_of(values: Any, name: str, old: Any, where: Place) -> Any:
         raise ValueError(f"{name} must have shape {wanted.shape}, got {given.shape}")
     if given.dtype != wanted.dtype:
         raise TypeError(f"{name} must have dtype {wanted.dtype}, got {given.dtype}")
-    new = _empty(given, given.shape, given.dtype)
+    new = new_array(given, given.shape, given.dtype)
     launch.copy(given, new)
     return new.owner
 
@@ -585,5 +310,5 @@ def move_statistics(
     saved = describe(values, "values")
     described = tuple(describe(each, "a moving statistic", saved) for each in moving)
     steps = contiguous_strides(layout.channel_shape)
-    in_order = _reordered(saved, layout, _channel_steps(layout), steps)
+    in_order = reordered(saved, layout, channel_steps(layout), steps)
     launch.move_statistics(in_order, epsilon, momentum, renorm_momentum, described)

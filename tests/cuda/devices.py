@@ -10,7 +10,7 @@ from numba import cuda
 import numbabn
 import reference
 from arrays import assert_close, parameter_dtype
-from numbabn.cuda.operations import describe
+from numbabn.cuda.arguments import describe
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ON_HARDWARE = os.environ["NUMBABN_CUDA"] == "device"
