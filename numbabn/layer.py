@@ -42,6 +42,18 @@ def _host(array: Array) -> NDArray[Any]:
     return device_operations().to_host(array) if on_device(array) else np.asarray(array)
 
 
+def _overlap(kept: Array, other: Array, name: str) -> bool:
+    """Whether an output may share memory with an argument, whose name is for errors."""
+    if isinstance(kept, np.ndarray):
+        return isinstance(other, np.ndarray) and np.may_share_memory(kept, other)
+    if not on_device(other):
+        return False
+    describe = device_operations().describe
+    low, high = describe(kept, "out").extent
+    first, end = describe(other, name).extent
+    return bool(first < high and low < end)
+
+
 def _weight(name: str) -> property:
     def get(self: BatchNormalization) -> Array | None:
         return self._weights.get(name)
@@ -91,6 +103,7 @@ class BatchNormalization:
         renorm_momentum: of the reference, in [0, 1]; None to share the moving statistics.
         dtype: of the parameters, "float32" or "float64"; None follows the first input:
             float64 for float64, float32 for all others.
+        reuse_outputs: whether y and dx are written into arrays that the layer keeps; see below.
 
     Attributes:
         gamma, beta, moving_mean, moving_variance, moving_stddev, renorm_mean,
@@ -104,6 +117,17 @@ class BatchNormalization:
     The layer computes where its weights are: where its first input was, or where :meth:`to`
     moved them. On a device nothing that it does waits for the device, apart from moving,
     saving and pickling; a copy or a pickle of the layer has its weights in NumPy.
+
+    A large new array costs as much as what is written into it. With `reuse_outputs` the last y
+    and the last dx are written again, where x has the shape, dtype and memory order that it
+    had for them (and on a device the stream):
+
+    - y is the layer's own memory until its next call, and dx until its next :meth:`backward`.
+      Copy what is to live longer.
+    - A layer that was given y reads it again in its own `backward`: call that before this
+      layer is called again, in inference too.
+    - Threads are not to call such a layer at the same time. A CUDA graph writes where it was
+      captured to: hold on to y and dx for as long as it is replayed.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -138,6 +162,7 @@ class BatchNormalization:
         renorm_clipping: RenormClipping | dict[str, float] | None = None,
         renorm_momentum: float | None = 0.99,
         dtype: Any = None,
+        reuse_outputs: bool = False,
     ) -> None:
         plain = plain_axis(axis)
         self.axis = plain if isinstance(plain, int) else list(plain)
@@ -151,6 +176,7 @@ class BatchNormalization:
             None if renorm_momentum is None else check_momentum(renorm_momentum, "renorm_momentum")
         )
         self.dtype = None if dtype is None else _parameter_dtype(dtype)
+        self.reuse_outputs = bool(reuse_outputs)
         self.trainable = True
         self.gradients: dict[str, Array] = {}
         self._weights: dict[str, Array] = {}
@@ -158,6 +184,8 @@ class BatchNormalization:
         self._place: Any = None
         # The last training call: its input, and what its backward needs.
         self._taped: tuple[Array, Saved | None] | None = None
+        # With `reuse_outputs`, "y" and "dx": what inputs each is for, and the array.
+        self._outputs: dict[str, tuple[Any, Array]] = {}
 
     @property
     def renorm_clipping(self) -> RenormClipping:
@@ -221,7 +249,7 @@ class BatchNormalization:
         if place is not None:
             weights = {name: place.array(values) for name, values in weights.items()}
         self._weights, self._place = weights, place
-        self.gradients, self._taped = {}, None
+        self.gradients, self._taped, self._outputs = {}, None, {}
         return self
 
     def __call__(self, x: Array, training: bool = False, mask: Array | None = None) -> Array:
@@ -234,7 +262,8 @@ class BatchNormalization:
             mask: as for :func:`numbabn.batch_statistics`; used in training only.
 
         Returns:
-            y, of the shape, dtype and memory order of `x`.
+            y, of the shape, dtype and memory order of `x`; with `reuse_outputs` in memory that
+            the next call may write again.
 
         Raises:
             TypeError: a wrong type or dtype.
@@ -246,8 +275,9 @@ class BatchNormalization:
         if not (training and self.trainable):
             y = normalize(
                 x, self.moving_mean, self.moving_variance, self.gamma, self.beta,
-                axis=self.axis, epsilon=self.epsilon,
+                axis=self.axis, epsilon=self.epsilon, out=self._reusable("y", {"x": x}),
             )  # fmt: skip
+            y = self._kept("y", x, y)
             if training:
                 self._taped = (x, None)
             return y
@@ -256,7 +286,9 @@ class BatchNormalization:
         y, saved = batch_norm_forward(
             x, self.gamma, self.beta,
             axis=self.axis, mask=mask, epsilon=self.epsilon, renorm=self._reference(),
+            out=self._reusable("y", {"x": x, "mask": mask}),
         )  # fmt: skip
+        y = self._kept("y", x, y)
         # One assignment: an interrupt leaves all of the weights as they were, or none.
         self._weights = self._moved(saved)
         self._taped = (x, saved)
@@ -273,7 +305,7 @@ class BatchNormalization:
             return self(x, training, mask)
         except BaseException:
             # An interrupt too: a layer that has not run is not built. It goes on to the caller.
-            self._weights, self._place = {}, place
+            self._weights, self._place, self._outputs = {}, place, {}
             raise
 
     def _described(self, x: Array) -> Any:
@@ -305,6 +337,34 @@ class BatchNormalization:
                 f"was built for, got x of shape {described.shape}"
             )
 
+    def _reusable(self, name: str, inputs: dict[str, Array]) -> Array | None:
+        """The array to write an output into, or None where there has to be a new one.
+
+        inputs: x, and what else is not to be overwritten; for `backward` may read it again
+        """
+        if not self.reuse_outputs or name not in self._outputs:
+            return None
+        form, kept = self._outputs[name]
+        if form != self._form(inputs["x"]):
+            return None
+        overlaps = any(_overlap(kept, each, of) for of, each in inputs.items())
+        return None if overlaps else kept
+
+    def _kept(self, name: str, x: Array, output: Array) -> Array:
+        """`output`; with `reuse_outputs` it is kept, for the next input like `x`."""
+        if not self.reuse_outputs:
+            return output
+        self._outputs[name] = (self._form(x), output)
+        # The shape and the flags of what the caller gets may change, and these may not.
+        return output.view() if isinstance(output, np.ndarray) else output
+
+    def _form(self, x: Array) -> tuple[Any, ...]:
+        """What inputs have in common whose outputs can be of the same memory."""
+        described = self._described(x)
+        # Libraries free memory, and name it to others, by the stream that it was made on.
+        stream = None if self._place is None else described.stream
+        return layout_of(described, self.axis), described.dtype, stream
+
     def _reference(self) -> Renorm | None:
         if not self.renorm:
             return None
@@ -325,8 +385,10 @@ class BatchNormalization:
         elif self.renorm:
             renorm = Renorm(self.renorm_mean, self.renorm_stddev, self.renorm_clipping)
         y, saved = forward_on_device(
-            x, self.gamma, self.beta, self.axis, mask, self.epsilon, renorm, None, shared
-        )
+            x, self.gamma, self.beta, self.axis, mask, self.epsilon, renorm,
+            self._reusable("y", {"x": x, "mask": mask}), shared,
+        )  # fmt: skip
+        y = self._kept("y", x, y)
         separate = self.renorm and not shared
         device_operations().move_statistics(
             saved._values, saved._layout, self.epsilon, self.momentum,
@@ -375,7 +437,8 @@ class BatchNormalization:
 
         Returns:
             dx, as :func:`numbabn.batch_norm_backward`; where the layer was not `trainable`,
-            as :func:`numbabn.normalize_backward`, and `gradients` is empty.
+            as :func:`numbabn.normalize_backward`, and `gradients` is empty. With
+            `reuse_outputs` in memory that the next backward may write again.
 
         Raises:
             RuntimeError: there was no training call.
@@ -384,17 +447,19 @@ class BatchNormalization:
         if self._taped is None:
             raise RuntimeError("backward needs a training call before it: layer(x, training=True)")
         x, saved = self._taped
+        mask = None if saved is None else saved._on
+        out = self._reusable("dx", {"x": x, "dy": dy, "mask": mask})
         if saved is None:
             dx, _, _ = normalize_backward(
                 dy, x, self.moving_mean, self.moving_variance, self.gamma,
-                axis=self.axis, epsilon=self.epsilon,
+                axis=self.axis, epsilon=self.epsilon, out=out,
             )  # fmt: skip
             self.gradients = {}
-            return dx
-        dx, dgamma, dbeta = batch_norm_backward(dy, x, saved)
-        found = {"gamma": dgamma, "beta": dbeta}
-        self.gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
-        return dx
+        else:
+            dx, dgamma, dbeta = batch_norm_backward(dy, x, saved, out=out)
+            found = {"gamma": dgamma, "beta": dbeta}
+            self.gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
+        return self._kept("dx", x, dx)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make such a layer again; JSON-able (infinite limits are left out)."""
@@ -410,6 +475,7 @@ class BatchNormalization:
             "renorm_clipping": {name: limit for name, limit in limits if isfinite(limit)},
             "renorm_momentum": self.renorm_momentum,
             "dtype": None if self.dtype is None else self.dtype.name,
+            "reuse_outputs": self.reuse_outputs,
         }
 
     @classmethod
@@ -456,13 +522,13 @@ class BatchNormalization:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # The input of the last call can be large, and belongs to the caller. A device may not
-        # be there where the layer comes back.
+        # The input of the last call can be large, and belongs to the caller; the kept outputs
+        # are as large. A device may not be there where the layer comes back.
         arrays = {
             attribute: {name: _host(each) for name, each in getattr(self, attribute).items()}
             for attribute in ("_weights", "gradients")
         }
-        return {**self.__dict__, **arrays, "_taped": None, "_place": None}
+        return {**self.__dict__, **arrays, "_taped": None, "_outputs": {}, "_place": None}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())

@@ -1,13 +1,15 @@
+import copy
 import json
 import pickle
 import re
+import weakref
 
 import numpy as np
 import pytest
 
 import numbabn
 import reference
-from arrays import DTYPES, assert_close, make_case, parameter_dtype
+from arrays import DTYPES, assert_close, dense, make_case, parameter_dtype, same_memory_order
 
 MODES = {
     "plain": {},
@@ -252,6 +254,7 @@ def test_constructor_arguments_are_keras_s():
     assert (defaults.axis, defaults.momentum, defaults.epsilon) == (-1, 0.99, 1e-3)
     assert (defaults.center, defaults.scale, defaults.trainable) == (True, True, True)
     assert (defaults.renorm, defaults.renorm_momentum) == (False, 0.99)
+    assert defaults.reuse_outputs is False
     assert defaults.renorm_clipping == numbabn.RenormClipping()
 
 
@@ -272,6 +275,7 @@ def test_repr_is_what_makes_the_layer():
         {"epsilon": 0.1, "scale": False, "momentum": 0.5},
         {"dtype": "float64"},
         {"dtype": np.float64},
+        {"reuse_outputs": True},
     ],
     ids=str,
 )
@@ -410,3 +414,205 @@ def test_training_converges_to_the_statistics_of_the_data(mode, rng):
     # What is left of the first values: 0.8^60 = 1.5e-6 for momentum, times at most 9.
     np.testing.assert_allclose(layer.moving_mean, batch.mean, rtol=3e-5)
     np.testing.assert_allclose(layer.moving_variance, batch.variance, rtol=3e-5)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def through_pickle(layer):
+    return pickle.loads(pickle.dumps(layer))
+
+
+def with_and_without_reuse(mode="plain", **options):
+    return layer_of(mode, reuse_outputs=True, **options), layer_of(mode, **options)
+
+
+def test_outputs_are_new_unless_reuse_is_asked_for():
+    layer, case = layer_of("plain"), batches()[0]
+    ys = [layer(case.x, training=True), layer(case.x, training=True), layer(case.x)]
+    dxs = [layer.backward(case.dy), layer.backward(case.dy)]
+    assert len({address(each) for each in ys + dxs}) == 5
+    owners = [weakref.ref(each if each.base is None else each.base) for each in ys + dxs]
+    del ys, dxs
+    assert all(owner() is None for owner in owners)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("axis", [1, -1, [0, 2]], ids=str)
+@pytest.mark.parametrize("memory", [(0, 1, 2), (2, 0, 1)], ids=str)
+def test_reused_outputs_hold_the_same_values(memory, axis, dtype, mode):
+    """The same bits as new ones, in the memory order of x, always at the same address."""
+    reusing, plain = with_and_without_reuse(mode, axis=axis)
+    addresses = {"y": set(), "dx": set()}
+    for step in range(4):
+        case = make_case((6, 4, 3), axis, dtype, seed=step, offset=step, affine=False)
+        x = dense(case.x, memory)
+        mask = np.random.default_rng(step).random((6, 4)) < 0.7
+        # The third step is one of a frozen layer.
+        reusing.trainable = plain.trainable = step != 2
+        for training in (True, False):
+            y = reusing(x, training=training, mask=mask)
+            expected = plain(x, training=training, mask=mask)
+            assert y.tobytes() == expected.tobytes()
+            assert same_memory_order(y, expected)
+            addresses["y"].add(address(y))
+        dx, expected = reusing.backward(case.dy), plain.backward(case.dy)
+        assert dx.tobytes() == expected.tobytes()
+        assert same_memory_order(dx, expected)
+        addresses["dx"].add(address(dx))
+        assert_same_weights(reusing, weights_of(plain))
+    assert len(addresses["y"]) == len(addresses["dx"]) == 1
+    assert addresses["y"] != addresses["dx"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(np.ones((5, 4, 3), np.float32), id="shape"),
+        pytest.param(np.ones((6, 4, 3), np.float64), id="dtype"),
+        pytest.param(dense(np.ones((6, 4, 3), np.float32), (2, 0, 1)), id="memory order"),
+    ],
+)
+def test_an_input_of_another_form_has_new_outputs(other):
+    """What was returned stays as it is, and nothing but its caller keeps it."""
+    layer, case = layer_of("plain", reuse_outputs=True), batches()[0]
+    outputs = [layer(case.x, training=True), layer.backward(case.dy)]
+    before = [each.copy() for each in outputs]
+    y, dx = layer(other, training=True), layer.backward(np.ones_like(other))
+    for each in (y, dx):
+        assert (each.shape, each.dtype) == (other.shape, other.dtype)
+        assert same_memory_order(each, other)
+    for each, wanted in zip(outputs, before, strict=True):
+        np.testing.assert_array_equal(each, wanted)
+    owners = [weakref.ref(each.base) for each in outputs]
+    del outputs, each
+    assert all(owner() is None for owner in owners)
+    assert address(layer(other)) == address(y)
+    assert address(layer.backward(np.ones_like(other))) == address(dx)
+
+
+@pytest.mark.parametrize("view", [np.asarray, np.flip], ids=["itself", "backwards"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_with_reuse_takes_its_own_output(training, view):
+    reusing, plain = with_and_without_reuse()
+    first, _, third, _ = batches()
+    y, expected = (each(first.x, training=True) for each in (reusing, plain))
+    again = reusing(view(y), training=training)
+    np.testing.assert_array_equal(again, plain(view(expected), training=training))
+    np.testing.assert_array_equal(y, expected)
+    # A call before the backward does not touch the input that this one reads again.
+    np.testing.assert_array_equal(reusing(third.x), plain(third.x))
+    for _ in range(2):
+        np.testing.assert_array_equal(reusing.backward(first.dy), plain.backward(first.dy))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("view", [np.asarray, np.flip], ids=["itself", "backwards"])
+def test_a_layer_with_reuse_takes_its_own_gradient(view, trainable):
+    """As dy, and as the x that every backward reads again."""
+    reusing, plain = with_and_without_reuse()
+    case = batches()[0]
+    for layer in (reusing, plain):
+        layer(case.x, training=True)
+        layer.trainable = trainable
+        layer(case.x, training=True)
+    dx, expected = reusing.backward(case.dy), plain.backward(case.dy)
+    again, wanted = reusing.backward(view(dx)), plain.backward(view(expected))
+    np.testing.assert_array_equal(again, wanted)
+    np.testing.assert_array_equal(dx, expected)
+    reusing(view(again), training=True)
+    plain(view(wanted), training=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(reusing.backward(case.dy), plain.backward(case.dy))
+
+
+def test_a_layer_with_reuse_takes_its_own_outputs_as_masks():
+    reusing, plain = with_and_without_reuse()
+    first, second, *_ = batches()
+    y, expected = (each(first.x, training=True) for each in (reusing, plain))
+    y[0] = expected[0] = 0
+    y = reusing(second.x, training=True, mask=y)
+    np.testing.assert_array_equal(y, plain(second.x, training=True, mask=expected))
+    on = np.random.default_rng(0).random((6, 4, 3)) < 0.7
+    # The memory of dx as a mask of bytes, to which the layer refers until the backward.
+    mask = reusing.backward(second.dy).reshape(-1).view(np.bool_)[: on.size].reshape(on.shape)
+    mask[...] = on
+    for layer in (reusing, plain):
+        layer(first.x, training=True, mask=mask if layer is reusing else on)
+    for _ in range(2):
+        np.testing.assert_array_equal(reusing.backward(first.dy), plain.backward(first.dy))
+
+
+def test_two_layers_with_reuse_in_a_row():
+    """The second one's x is the first one's y, which is there until the first is called again."""
+    chains = [[layer_of("plain", reuse_outputs=reuse) for _ in range(2)] for reuse in (True, False)]
+    for case in batches():
+        results = []
+        for one, two in chains:
+            y = two(one(case.x, training=True), training=True)
+            results.append((y, one.backward(two.backward(case.dy))))
+        for actual, expected in zip(*results, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_failing_call_leaves_reused_outputs_as_they_were():
+    layer, case = layer_of("plain", reuse_outputs=True), batches()[0]
+    y, dx = layer(case.x, training=True), layer.backward(case.dy)
+    before, expected = weights_of(layer), (y.copy(), dx.copy())
+    with pytest.raises(ValueError, match=r"^mask of shape \(5,\) does not fit x of shape "):
+        layer(case.x + 1, training=True, mask=np.ones(5))
+    with pytest.raises(ValueError, match=r"^dy must have the shape of x, \(6, 4, 3\), got \(6,\)$"):
+        layer.backward(np.ones(6, np.float32))
+    with pytest.raises(TypeError, match=r"^dy must be a NumPy array .*, got list$"):
+        layer.backward([1.0])
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_array_equal(dx, expected[1])
+    assert_same_weights(layer, before)
+    assert address(layer.backward(case.dy)) == address(dx)
+    np.testing.assert_array_equal(dx, expected[1])
+    assert address(layer(case.x, training=True)) == address(y)
+
+
+def test_what_the_caller_does_to_an_output_does_not_reach_the_next_call():
+    reusing, plain = with_and_without_reuse()
+    for case in batches():
+        y, dx = reusing(case.x, training=True), reusing.backward(case.dy)
+        np.testing.assert_array_equal(y, plain(case.x, training=True))
+        np.testing.assert_array_equal(dx, plain.backward(case.dy))
+        for each in (y, dx):
+            each[...] = np.nan
+            each.setflags(write=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle])
+def test_reused_outputs_stay_with_their_layer(duplicate):
+    layer = layer_of("plain", reuse_outputs=True)
+    case = make_case((2000, 3), -1, np.float32, affine=False)
+    y, dx = layer(case.x, training=True), layer.backward(case.dy)
+    before = y.copy(), dx.copy()
+    assert len(pickle.dumps(layer)) < y.nbytes / 10
+    other = duplicate(layer)
+    other_y, other_dx = other(case.x + 1, training=True), other.backward(case.dy + 1)
+    assert not np.shares_memory(other_y, y)
+    assert not np.shares_memory(other_dx, dx)
+    np.testing.assert_array_equal(y, before[0])
+    np.testing.assert_array_equal(dx, before[1])
+
+
+def test_the_configuration_says_whether_outputs_are_reused():
+    for layer, expected in zip(with_and_without_reuse(), (True, False), strict=True):
+        assert layer.get_config()["reuse_outputs"] is expected
+        assert numbabn.BatchNormalization.from_config(layer.get_config()).reuse_outputs is expected
+        assert through_pickle(layer).reuse_outputs is expected
+
+
+def test_to_forgets_reused_outputs():
+    layer, case = layer_of("plain", reuse_outputs=True), batches()[0]
+    outputs = layer(case.x, training=True), layer.backward(case.dy)
+    owners = [weakref.ref(each.base) for each in outputs]
+    del outputs
+    assert all(owner() is not None for owner in owners)
+    layer.to("cpu")
+    assert all(owner() is None for owner in owners)

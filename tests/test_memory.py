@@ -87,6 +87,19 @@ def test_with_out_nothing_is_allocated(out):
 
 
 @pytest.mark.parametrize("memory", DENSE_ORDERS)
+def test_a_layer_that_reuses_its_outputs_allocates_them_once(memory):
+    x = tensor(memory)
+    layer = numbabn.BatchNormalization(axis=1, reuse_outputs=True)
+    for call in (
+        lambda: layer(x, training=True),
+        lambda: layer.backward(x),
+        lambda: layer(x),
+    ):
+        used, _ = peak(call)
+        assert used <= SCRATCH
+
+
+@pytest.mark.parametrize("memory", DENSE_ORDERS)
 @pytest.mark.parametrize(
     "mask_shape",
     [(64, 1, 1, 128), (1, 16, 128, 1), (64, 1, 128, 1), (1, 1, 1, 1), (1, 16, 1, 1), (64, 16, 1)],
