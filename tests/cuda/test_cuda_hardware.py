@@ -165,10 +165,12 @@ def test_cuda_graphs():
         assert_same_bits(result, step(x, dy, gamma, beta, mask))
 
 
+@pytest.mark.parametrize("reuse", [False, True], ids=["new outputs", "reused outputs"])
 @pytest.mark.parametrize("momentum", [0.9, None], ids=["separate", "shared"])
-def test_a_layer_in_a_graph_moves_its_statistics(momentum):
+def test_a_layer_in_a_graph_moves_its_statistics(momentum, reuse):
     layer, eager = (
-        numbabn.BatchNormalization(renorm=True, renorm_momentum=momentum) for _ in range(2)
+        numbabn.BatchNormalization(renorm=True, renorm_momentum=momentum, reuse_outputs=reuse)
+        for _ in range(2)
     )
     x, *_ = tensors(rows=256)
     for each in (layer, eager):
@@ -185,6 +187,21 @@ def test_a_layer_in_a_graph_moves_its_statistics(momentum):
         assert torch.equal(y, wanted)
     for name, weight in layer.weights.items():
         assert torch.equal(weight, eager.weights[name]), name
+
+
+def test_reused_outputs_are_of_one_stream():
+    """torch gives memory that is dropped to others, in the order of the stream it was made on."""
+    layer = numbabn.BatchNormalization(reuse_outputs=True)
+    x, *_ = tensors(rows=256)
+    first, again = layer(x), layer(x)
+    assert again.data_ptr() == first.data_ptr()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        other = layer(x)
+    stream.synchronize()
+    assert other.data_ptr() != first.data_ptr()
+    assert torch.equal(other, first)
 
 
 def test_cupy_streams():

@@ -1,14 +1,15 @@
 import copy
 import pickle
 import re
+import weakref
 
 import numpy as np
 import pytest
 
 import numbabn
 import reference
-from arrays import assert_close, make_case
-from devices import LIBRARIES, ON_HARDWARE, get, put
+from arrays import assert_close, dense, make_case
+from devices import LIBRARIES, ON_HARDWARE, describe, get, put, strides_of
 
 MODES = {
     "plain": {},
@@ -227,3 +228,119 @@ def test_a_frozen_layer_has_the_gradient_of_inference():
 def test_hardware_says_which_library_comes_first():
     place = layer_of("plain").to("cuda")._place
     assert place.library.name == ("torch" if ON_HARDWARE else "interface")
+
+
+def address(array):
+    return describe(array, "array").address
+
+
+@pytest.mark.parametrize("library", OWNERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_reused_outputs_hold_the_same_values(mode, library):
+    """The same bits as new ones, in arrays of the library, always at the same address."""
+    reusing, plain = layer_of(mode, reuse_outputs=True), layer_of(mode)
+    addresses = {"y": set(), "dx": set()}
+    for step in range(3):
+        case = case_of(step)
+        x, dy = (put(dense(each, (2, 0, 1)), library) for each in (case.x, case.dy))
+        mask = put(np.random.default_rng(step).random((6, 4)) < 0.7, library)
+        # The second step is one of a frozen layer.
+        reusing.trainable = plain.trainable = step != 1
+        for training in (True, False):
+            y = reusing(x, training=training, mask=mask)
+            expected = plain(x, training=training, mask=mask)
+            assert isinstance(y, type(put(case.x, library)))
+            assert strides_of(y) == strides_of(expected)
+            np.testing.assert_array_equal(get(y), get(expected))
+            addresses["y"].add(address(y))
+        dx, expected = reusing.backward(dy), plain.backward(dy)
+        assert strides_of(dx) == strides_of(expected)
+        np.testing.assert_array_equal(get(dx), get(expected))
+        addresses["dx"].add(address(dx))
+    assert len(addresses["y"]) == len(addresses["dx"]) == 1
+    assert addresses["y"] != addresses["dx"]
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (6, 3, 3)], ids=str)
+def test_an_input_of_another_shape_has_new_outputs(shape):
+    layer = layer_of("plain", reuse_outputs=True)
+    case, other = case_of(0), make_case(shape, -1, np.float32, affine=False)
+    y, dx = layer(put(case.x, "numba"), training=True), layer.backward(put(case.dy, "numba"))
+    before = get(y), get(dx)
+    x, dy = put(other.x, "numba"), put(other.dy, "numba")
+    other_y, other_dx = layer(x, training=True), layer.backward(dy)
+    assert get(other_y).shape == get(other_dx).shape == shape
+    np.testing.assert_array_equal(get(y), before[0])
+    np.testing.assert_array_equal(get(dx), before[1])
+    assert address(layer(x)) == address(other_y)
+    assert address(layer.backward(dy)) == address(other_dx)
+
+
+@pytest.mark.parametrize("library", OWNERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_with_reuse_takes_its_own_outputs(training, library):
+    """As x, as the mask, and its dx as dy: of what is read nothing is written."""
+    reusing, plain = layer_of("plain", reuse_outputs=True), layer_of("plain")
+    case = case_of(0)
+    x, dy = put(case.x, library), put(case.dy, library)
+    y, expected = reusing(x, training=True), plain(x, training=True)
+    first = get(y)
+    y2, expected2 = (
+        layer(each, training=training) for layer, each in ((reusing, y), (plain, expected))
+    )
+    np.testing.assert_array_equal(get(y2), get(expected2))
+    np.testing.assert_array_equal(get(y), first)
+    reusing(x)
+    dx, expected = reusing.backward(dy), plain.backward(dy)
+    np.testing.assert_array_equal(get(dx), get(expected))
+    first = get(dx)
+    np.testing.assert_array_equal(get(reusing.backward(dx)), get(plain.backward(expected)))
+    np.testing.assert_array_equal(get(dx), first)
+    y = reusing(x)
+    np.testing.assert_array_equal(
+        get(reusing(x, training=True, mask=y)), get(plain(x, training=True, mask=plain(x)))
+    )
+
+
+def test_a_failing_call_leaves_reused_outputs_as_they_were():
+    layer, case = layer_of("plain", reuse_outputs=True), case_of(0)
+    x, dy = put(case.x, "numba"), put(case.dy, "numba")
+    y, dx = layer(x, training=True), layer.backward(dy)
+    before = get(y), get(dx)
+    other = put(case.x + 1, "numba")
+    with pytest.raises(TypeError, match="mask must be an array"):
+        layer(other, training=True, mask=np.ones((6, 4), bool))
+    with pytest.raises(TypeError, match="dy must be an array"):
+        layer.backward(case.dy)
+    with pytest.raises(ValueError, match=re.escape("dy must have the shape of x, (6, 4, 3)")):
+        layer.backward(put(case.dy[:5], "numba"))
+    np.testing.assert_array_equal(get(y), before[0])
+    np.testing.assert_array_equal(get(dx), before[1])
+    assert address(layer.backward(dy)) == address(dx)
+    np.testing.assert_array_equal(get(dx), before[1])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_to_forgets_reused_outputs(device):
+    layer, case = layer_of("plain", reuse_outputs=True), case_of(0)
+    x = put(case.x, "numba")
+    layer(x, training=True)
+    outputs = [layer(x), layer.backward(put(case.dy, "numba"))]
+    held = [weakref.ref(each) for each in outputs]
+    del outputs
+    assert all(array() is not None for array in held)
+    layer.to(device)
+    assert all(array() is None for array in held)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle])
+def test_reused_outputs_stay_with_their_layer(duplicate):
+    layer, case = layer_of("plain", reuse_outputs=True), case_of(0)
+    x, dy = put(case.x, "numba"), put(case.dy, "numba")
+    y, dx = layer(x, training=True), layer.backward(dy)
+    before = get(y), get(dx)
+    other = duplicate(layer).to("cuda", "numba")
+    assert address(other(put(case.x + 1, "numba"), training=True)) != address(y)
+    assert address(other.backward(dy)) != address(dx)
+    np.testing.assert_array_equal(get(y), before[0])
+    np.testing.assert_array_equal(get(dx), before[1])
