@@ -2,7 +2,8 @@
 
 Every function here returns calls that take nothing, by :class:`Call`: a training forward, its
 backward, or both. "fresh" calls allocate their result, "given" ones write into an array that is
-there already. :func:`check` sees to it that contenders compute the same.
+there already, "kept" ones into one that they keep. :func:`check` sees to it that contenders compute
+the same.
 """
 
 import importlib
@@ -29,7 +30,7 @@ FIRST, LAST = "channels-first", "channels-last"
 
 
 class Call(NamedTuple):
-    """A contender's name, its operation, and where the result goes: "fresh" or "given"."""
+    """A contender's name, its operation, and where the result goes: "fresh", "given" or "kept"."""
 
     contender: str
     operation: str
@@ -110,6 +111,18 @@ def ours(given: Data, mask: Array | None = None, name: str = "numbabn") -> Calls
         Call(name, "forward", "fresh"): forward,
         Call(name, "backward", "given"): lambda: backward(given.dx),
         Call(name, "backward", "fresh"): backward,
+    }
+
+
+def layer(given: Data, name: str = "layer") -> Calls:
+    """A training step of numbabn's layer, which writes into arrays that it keeps."""
+    made = numbabn.BatchNormalization(axis=given.axis, epsilon=EPSILON, reuse_outputs=True)
+    made.build(given.gamma.size)
+    made.gamma, made.beta = given.gamma, given.beta
+    made(given.x, training=True)
+    return {
+        Call(name, "forward", "kept"): lambda: made(given.x, training=True),
+        Call(name, "backward", "kept"): lambda: made.backward(given.dy),
     }
 
 

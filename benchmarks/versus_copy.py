@@ -19,7 +19,7 @@ from numbabn.commands.table import table
 
 from . import common
 from .common import COPY, Record, Timing
-from .contenders import FIRST, LAST, Array, Call, copies, data, ours, threaded_copies
+from .contenders import FIRST, LAST, Array, Call, copies, data, layer, ours, threaded_copies
 
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = (FIRST, LAST)
@@ -30,6 +30,8 @@ AIMS = {
     (LAST, "forward"): 1.6,
     (LAST, "backward"): 2.6,
 }
+# Where a result goes other than to `out=`, as the report says it.
+OUTPUTS = {"fresh": ", fresh output", "kept": ", layer, reused output"}
 SIZES = [4**i * 1024 for i in range(9)] + [1 << 27]
 CHANNELS = 64
 
@@ -62,7 +64,8 @@ def masks(x: Array, layout: str) -> dict[str, Array]:
 
 def measure_large(layout: str, dtype: str, seconds: float, quick: bool) -> list[Record]:
     given = data(large_shape(layout, dtype, quick), layout, dtype)
-    calls = copies(given) | threaded_copies(given) | ours(given, name="none")
+    calls = copies(given) | threaded_copies(given)
+    calls |= ours(given, name="none") | layer(given, name="none")
     for name, mask in masks(given.x, layout).items():
         masked = ours(given, mask, name)
         calls |= {call: f for call, f in masked.items() if call.output == "given"}
@@ -130,11 +133,10 @@ def summary(found: list[Record]) -> str:
 
 
 def report(found: list[Record]) -> str:
-    other = [r for r in found if r["part"] == "large" and (not r["mask"] or r["output"] == "fresh")]
+    other = [r for r in found if r["part"] == "large" and (not r["mask"] or r["output"] in OUTPUTS)]
     others = [
         [
-            f"{r['layout']}, {r['dtype']}, {r['operation']}"
-            + (", fresh output" if r["output"] == "fresh" else ""),
+            f"{r['layout']}, {r['dtype']}, {r['operation']}" + OUTPUTS.get(r["output"], ""),
             common.duration(r["median"]),
             f"{r['copies']:.2f}",
         ]
@@ -158,7 +160,8 @@ def report(found: list[Record]) -> str:
             f"Copies of the array that a call takes, {_large_bytes(found)}, `out=` given. The aim "
             "of a masked call is the same call without a mask.",
             summary(found),
-            "The yardstick itself, and calls that allocate their output:",
+            "The yardstick itself, calls that allocate their output, and a layer with "
+            "`reuse_outputs`:",
             table(["", "median", "copies"], others),
             "Copies that a call takes, by the bytes of a float32 array:",
             table(["", *map(common.size, sizes)], by_size),

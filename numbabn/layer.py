@@ -118,9 +118,9 @@ class BatchNormalization:
     moved them. On a device nothing that it does waits for the device, apart from moving,
     saving and pickling; a copy or a pickle of the layer has its weights in NumPy.
 
-    A large new array costs as much as what is written into it. With `reuse_outputs` the last y
-    and the last dx are written again, where x has the shape, dtype and memory order that it
-    had for them (and on a device the stream):
+    Making a large array takes up to as long as computing what goes into it. With
+    `reuse_outputs` the last y and the last dx are written again, where x has the shape, dtype
+    and memory order that it had for them (and on a device the stream):
 
     - y is the layer's own memory until its next call, and dx until its next :meth:`backward`.
       Copy what is to live longer.
