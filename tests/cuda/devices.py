@@ -8,8 +8,7 @@ import numpy as np
 from numba import cuda
 
 import numbabn
-import reference
-from arrays import assert_close, parameter_dtype
+from arrays import assert_results
 from numbabn.cuda.arguments import describe
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -140,43 +139,13 @@ def assert_agrees(case, library="numba"):
     )
     for array, before in ((arguments["x"], case.x), (dy, case.dy)):
         np.testing.assert_array_equal(get(array), before)
-
-    wanted = case.forward
-    y = get(y)
-    assert y.dtype == dx.dtype == case.x.dtype
-    assert_close(y, wanted.y, scale=np.max(np.abs(wanted.y), initial=0.0))
-    statistics = saved.statistics.to_host()
-    np.testing.assert_array_equal(statistics.count, wanted.statistics.count)
-    exact = case.x.dtype == np.float64
-    for actual, expected in [
-        (statistics.mean, wanted.statistics.mean),
-        (statistics.variance, wanted.statistics.variance),
-        (get(saved.r), wanted.r),
-        (get(saved.d), wanted.d),
-    ]:
-        assert actual.shape == case.parameter_shape
-        assert actual.dtype == np.float64
-        np.testing.assert_allclose(
-            actual, expected, rtol=1e-12 if exact else 1e-6, atol=1e-11 if exact else 2e-6
-        )
-
-    expected = reference.backward(
-        case.dy, case.x, case.gamma, axis=case.axis, mask=case.mask, r=wanted.r, d=wanted.d
+    assert_results(
+        case,
+        y=get(y),
+        statistics=saved.statistics.to_host(),
+        r=get(saved.r),
+        d=get(saved.d),
+        dx=dx,
+        dgamma=dgamma,
+        dbeta=dbeta,
     )
-    assert dgamma.dtype == dbeta.dtype == parameter_dtype(case.x.dtype)
-    # dx is a difference of terms of the size of g * dy, and dgamma and dbeta are sums.
-    dy = case.dy.astype(np.float64)
-    gamma = 1.0 if case.gamma is None else case.gamma
-    g = np.abs(gamma * wanted.r) / np.sqrt(wanted.statistics.variance + 1e-3)
-    terms = np.abs(dy * reference.broadcastable(g, case.x.shape, case.axis))
-    assert_close(dx, expected[0], scale=np.max(terms, initial=0.0))
-    unscaled = reference.normalize(
-        case.x,
-        wanted.statistics.mean,
-        wanted.statistics.variance,
-        axis=case.axis,
-        r=wanted.r,
-        d=wanted.d,
-    )
-    assert_close(dgamma, expected[1], scale=np.sum(np.abs(dy * unscaled)))
-    assert_close(dbeta, expected[2], scale=np.sum(np.abs(dy)))
