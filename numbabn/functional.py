@@ -189,24 +189,19 @@ def normalize(
     if on_device(x):
         return device_operations().normalize(x, mean, variance, gamma, beta, axis, epsilon, out)
     target, layout = _prepare(x, axis)
-    flat_mean, scale, shift = _scale_shift(layout, mean, variance, gamma, beta, epsilon)
+    flat_mean = lay.channel_values(mean, "mean", layout)
+    flat_variance = lay.channel_values(variance, "variance", layout)
+    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
+    flat_beta = None if beta is None else lay.channel_values(beta, "beta", layout)
     if out is not None:
         inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
         lay.check_out(out, x, inputs, over=("x",))
     result = _Output(layout, x.dtype, out)
-    target.normalize(layout.canonical(x), flat_mean, scale, shift, result.canonical)
+    target.normalize(
+        layout.canonical(x), flat_mean, flat_variance, flat_gamma, flat_beta, epsilon,
+        result.canonical,
+    )  # fmt: skip
     return result.finish()
-
-
-def _scale_shift(
-    layout: Layout, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float
-) -> tuple[NDArray[np.float64], Any, Any]:
-    """The mean, and `scale` and `shift` of y = (x − mean) · scale + shift."""
-    flat_mean = lay.channel_values(mean, "mean", layout)
-    stddev = formulas.standard_deviation(lay.channel_values(variance, "variance", layout), epsilon)
-    flat_gamma = _optional(gamma, "gamma", layout, 1.0)
-    flat_beta = _optional(beta, "beta", layout, 0.0)
-    return flat_mean, *formulas.scale_shift(flat_gamma, flat_beta, 1 / stddev, 1.0, 0.0)
 
 
 def _optional(values: Array | None, name: str, layout: Layout, default: float) -> Any:

@@ -6,7 +6,7 @@ outputs are given by the caller. `numbabn.cuda.launch` has the same names and si
     x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64
     mask                    a `layout.Mask`, or None
     gamma, beta             (channels,), or None for 1 and 0
-    mean, scale, shift      (channels,)
+    mean, variance          (channels,)
     reference               (mean, stddev, (rmin, rmax, dmax)), the arrays (channels,), or None
     saved                   (6, channels) float64: count, mean, variance, r, d, gamma
 """
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from . import kernels, masks, tasks, threads
 from .compile import kernel
 from .half import BFLOAT, HALF
-from .partition import LEAST_RUN, Partition, partition
+from .partition import LEAST_RUN, partition
 
 _NO_BYTES = np.zeros(0, np.uint8)
+
+standard_deviation, scale_shift = kernels.standard_deviation, kernels.scale_shift
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
 STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
@@ -40,24 +42,39 @@ def statistics(x, mask):
 def forward(x, mask, gamma, beta, epsilon, reference, out):
     """Normalize `x` by its own statistics into `out`, or nowhere if None; returns `saved`."""
     plan = plan_for(FORWARD if out is not None else STATISTICS, x, mask, reference is not None)
-    scratch, values = plan.scratch()
+    values, scratch = plan.memory(epsilon)
     values[kernels.GAMMA] = 1.0 if gamma is None else gamma
     values[kernels.BETA] = 0.0 if beta is None else beta
-    scratch[0] = epsilon
     if reference is not None:
         values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV], limits = reference
         scratch[1:4] = limits
-    _run(plan, x, x, out, mask, scratch)
-    # A copy: the scratch may be much larger, and need not live as long.
-    return values[: kernels.SAVED].copy()
+    _run(plan, x, x, out, mask, values, scratch)
+    return values[: kernels.SAVED]
 
 
-def normalize(x, mean, scale, shift, out):
-    """out = (x − mean) · scale + shift"""
+def normalize(x, mean, variance, gamma, beta, epsilon, out):
+    """Normalize `x` by statistics that are given, into `out`."""
     plan = plan_for(NORMALIZE, x, None)
-    scratch, values = plan.scratch()
-    values[kernels.MEAN], values[kernels.GAMMA], values[kernels.BETA] = mean, scale, shift
-    _run(plan, x, x, out, None, scratch)
+    values, scratch = plan.memory(epsilon)
+    _fill_given(values, mean, variance, gamma, beta, epsilon)
+    _run(plan, x, x, out, None, values, scratch)
+
+
+def _given_values(values, mean, variance, gamma, beta, epsilon):
+    """The rows of `values` that `kernels.given_coefficients` reads."""
+    for channel in range(values.shape[1]):
+        rstd = 1.0 / standard_deviation(variance[channel], epsilon)
+        scale, shift = scale_shift(
+            1.0 if gamma is None else gamma[channel], 0.0 if beta is None else beta[channel],
+            rstd, 1.0, 0.0,
+        )  # fmt: skip
+        values[kernels.MEAN, channel] = mean[channel]
+        values[kernels.GAMMA, channel] = scale
+        values[kernels.BETA, channel] = shift
+
+
+# Compiled for the types of a call, as `tasks.run_serial` is.
+_fill_given = kernel(_given_values, "given_values", parallel=False)
 
 
 def backward(dy, x, saved, epsilon, mask, training, out):
@@ -67,13 +84,12 @@ def backward(dy, x, saved, epsilon, mask, training, out):
     """
     steps = BACKWARD if out is not None else SUMS
     plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
-    scratch, values = plan.scratch()
+    values, scratch = plan.memory(epsilon)
     values[: kernels.SAVED] = saved
     if not training:
         values[kernels.COUNT] = 0.0
-    scratch[0] = epsilon
-    _run(plan, x, dy, out, mask, scratch)
-    return values[kernels.DGAMMA], values[kernels.DBETA]
+    _run(plan, x, dy, out, mask, values, scratch)
+    return values[kernels.DGAMMA : kernels.DBETA + 1]
 
 
 _renorm_corrections = kernel(kernels.renorm_corrections, "renorm_corrections", parallel=False)
@@ -90,19 +106,17 @@ def renorm_correction(mean, stddev, epsilon, reference):
 class _Plan(NamedTuple):
     """All that follows from a call's shape, dtype and kind of mask."""
 
-    cut: Partition
-    steps: tuple[Any, ...]  # as `tasks.run` takes them
+    steps: Any  # as `tasks.run` takes them
     words: NDArray[np.int64]  # what every step reads, see `kernels`
-    words_memory: Any  # the same, as `tasks.run` takes it
-    compute_dtype: Any  # of the coefficients
+    values: tuple[int, int]  # the shape
+    scratch: int  # the size
+    bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
 
-    def scratch(self):
-        """numbers, values, partial and coefficients in one piece; and the values in it."""
-        partial = self.cut.splits * 3 * self.cut.columns
-        coefficients = kernels.COEFFICIENTS * self.cut.columns
-        values = kernels.VALUES * self.cut.channels
-        scratch = np.empty(4 + values + partial + coefficients)
-        return scratch, scratch[4 : 4 + values].reshape(kernels.VALUES, self.cut.channels)
+    def memory(self, epsilon):
+        """`values` and `scratch` of a call; apart, since `values` outlives it."""
+        scratch = np.empty(self.scratch)
+        scratch[0] = epsilon
+        return np.empty(self.values), scratch
 
 
 def plan_for(steps, x, mask, renorm=False, kind=None):
@@ -133,40 +147,28 @@ def _plan(steps, shape, dtype, renorm, kind, mask):
         mask_bytes = outer * inner if kind == masks.POSITION else 0
         head = (*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0)
         words = np.array(head, np.int64)
-    compiled = tuple(
-        0 if step is None else tasks.step(step, dtype.name, by_rows, inner) for step in steps
+    compiled = tasks.load(steps, dtype.name, by_rows, inner)
+    bits = None
+    if dtype.itemsize == 2:
+        bits = HALF if dtype == np.float16 else BFLOAT
+    return _Plan(
+        compiled, words, (kernels.VALUES, channels), tasks.scratch_size(cut), bits
     )
-    compute_dtype = np.float64 if dtype == np.float64 else np.float32
-    return _Plan(cut, compiled, words, tasks.memory(words), compute_dtype)
 
 
-def _run(plan, x, dy, out, mask, scratch):
+def _run(plan, x, dy, out, mask, values, scratch):
     """Run a plan's steps over its tasks, on Numba's threads where that pays."""
-    x_bits = _bits(x)
-    *arrays, scratch_address = tasks.addresses(
-        x_bits,
-        x_bits if dy is x else _bits(dy),
-        x_bits if out is None else _bits(out),
-        _NO_BYTES if mask is None else mask.on.reshape(-1),
-        scratch,
-    )
-    arguments = (
-        *arrays, plan.words_memory, *tasks.scratch_memory(scratch, scratch_address, plan)
-    )  # fmt: skip
-    cut = plan.cut
+    if out is None:
+        out = x
+    if plan.bits is not None:
+        x, dy, out = x.view(plan.bits), dy.view(plan.bits), out.view(plan.bits)
+    on = _NO_BYTES if mask is None else mask.on.reshape(-1)
     if threads.is_parallel(x.size):
+        arguments = tasks.arguments(x, dy, out, on, plan.words, values, scratch)
         with threads.launching():
-            tasks.run_parallel(plan.steps, cut.tiles, cut.splits, arguments)
+            tasks.run_parallel(plan.steps, plan.words, arguments)
     else:
-        tasks.run_serial(plan.steps, cut.tiles, cut.splits, arguments)
-
-
-def _bits(array):
-    """The flat memory of a canonical array, 16-bit floats as the integers that kernels read."""
-    flat = array.reshape(-1)
-    if flat.itemsize == 2:
-        return flat.view(HALF if flat.dtype == np.float16 else BFLOAT)
-    return flat
+        tasks.run_serial(plan.steps, x, dy, out, on, plan.words, values, scratch)
 
 
 def _element_words(cut, by_rows, inner, renorm, mask):
