@@ -21,12 +21,12 @@ from . import layout as lay
 from .layout import Axis, Layout, Mask
 from .renorm import Renorm, RenormClipping
 from .statistics import BatchStatistics
-from .targets import check_target, device_operations, on_device, target_of
+from .targets import device_operations, on_device, target_of
 
 Array = Any  # an array of x's library
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Saved:
     """What a training forward keeps for its backward: per-channel values and the mask.
 
@@ -83,23 +83,14 @@ def _prepare(x: Array, axis: Axis) -> tuple[ModuleType, Layout]:
     return target, lay.layout_of(x, axis)
 
 
-class _Output:
-    """An output in the caller's memory order, and in the canonical form that kernels write."""
-
-    def __init__(self, layout: Layout, dtype: Any, out: Array | None) -> None:
-        self.array = layout.empty(dtype) if out is None else out
-        self._layout = layout
-        self._view = layout.view(self.array)
+def _output(layout: Layout, dtype: Any, out: Array | None) -> tuple[Array, Array, bool]:
+    """An output in the caller's memory order; what kernels write; whether that is apart."""
+    array = layout.empty(dtype) if out is None else out
+    view = layout.view(array)
+    if view is None:
         # Memory that is not of x's order is written by way of a copy.
-        self.canonical = (
-            np.empty(layout.canonical_shape, dtype) if self._view is None else self._view
-        )
-
-    def finish(self) -> Array:
-        """The output, written."""
-        if self._view is None:
-            self._layout.restore(self.canonical, self.array)
-        return self.array
+        return array, np.empty(layout.canonical_shape, dtype), True
+    return array, view, False
 
 
 def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) -> BatchStatistics:
@@ -196,12 +187,13 @@ def normalize(
     if out is not None:
         inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
         lay.check_out(out, x, inputs, over=("x",))
-    result = _Output(layout, x.dtype, out)
+    y, canonical_y, apart = _output(layout, x.dtype, out)
     target.normalize(
-        layout.canonical(x), flat_mean, flat_variance, flat_gamma, flat_beta, epsilon,
-        result.canonical,
-    )  # fmt: skip
-    return result.finish()
+        layout.canonical(x), flat_mean, flat_variance, flat_gamma, flat_beta, epsilon, canonical_y
+    )
+    if apart:
+        layout.restore(canonical_y, y)
+    return y
 
 
 def _optional(values: Array | None, name: str, layout: Layout, default: float) -> Any:
@@ -390,14 +382,14 @@ def batch_norm_forward(
     if out is not None:
         lay.check_out(out, x, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
     canonical_mask = lay.canonical_mask(on, layout)
-    result = _Output(layout, x.dtype, out)
+    y, canonical_y, apart = _output(layout, x.dtype, out)
     values = target.forward(
-        layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference,
-        result.canonical,
-    )  # fmt: skip
+        layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference, canonical_y
+    )
+    if apart:
+        layout.restore(canonical_y, y)
     values.setflags(write=False)
-    saved = Saved(values, layout, x.dtype, axis, epsilon, on, canonical_mask)
-    return result.finish(), saved
+    return y, Saved(values, layout, x.dtype, axis, epsilon, on, canonical_mask)
 
 
 def forward_on_device(
@@ -540,16 +532,17 @@ def _backward(
     epsilon: float, mask: Mask | None, training: bool, out: Array | None,
     inputs: dict[str, Array], with_dx: bool = True,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    check_target(dy, "dy", x)
+    target_of(dy, "dy")
     lay.check_like(dy, "dy", x)
     if out is not None:
         lay.check_out(out, x, {"dy": dy, "x": x, **inputs}, over=("dy", "x"))
-    result = _Output(layout, x.dtype, out) if with_dx else None
-    dgamma, dbeta = target.backward(
-        layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training,
-        None if result is None else result.canonical,
-    )  # fmt: skip
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
-    parameters = (layout.unflatten(values.astype(dtype)) for values in (dgamma, dbeta))
-    dx: Any = None if result is None else result.finish()
-    return dx, *parameters
+    dx, canonical_dx, apart = None, None, False
+    if with_dx:
+        dx, canonical_dx, apart = _output(layout, x.dtype, out)
+    found = target.backward(
+        layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training, canonical_dx
+    )
+    if apart:
+        layout.restore(canonical_dx, dx)
+    dgamma, dbeta = found.astype(np.float64 if x.dtype == np.float64 else np.float32)
+    return dx, layout.unflatten(dgamma), layout.unflatten(dbeta)
