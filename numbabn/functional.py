@@ -87,10 +87,10 @@ def _output(layout: Layout, dtype: Any, out: Array | None) -> tuple[Array, Array
     """An output in the caller's memory order; what kernels write; whether that is apart."""
     array = layout.empty(dtype) if out is None else out
     view = layout.view(array)
-    if view is None:
-        # Memory that is not of x's order is written by way of a copy.
-        return array, np.empty(layout.canonical_shape, dtype), True
-    return array, view, False
+    if view is not None:
+        return array, view, False
+    # Memory that is not of x's order is written by way of a copy.
+    return array, np.empty(layout.canonical_shape, dtype), True
 
 
 def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) -> BatchStatistics:
@@ -460,10 +460,11 @@ def batch_norm_backward(
     """
     if not isinstance(saved, Saved):
         raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
-    if on_device(x) is not on_device(saved._values):
-        where = "on a CUDA device" if on_device(saved._values) else "in NumPy"
+    device_saved = on_device(saved._values)
+    if on_device(x) is not device_saved:
+        where = "on a CUDA device" if device_saved else "in NumPy"
         raise TypeError(f"x must be what the forward pass had, {where}, got {type(x).__name__}")
-    if on_device(x):
+    if device_saved:
         device = device_operations()
         _check_same(device.describe(x, "x"), saved)
         return device.backward(
@@ -471,7 +472,6 @@ def batch_norm_backward(
             saved._mask, True, out,
         )  # fmt: skip
     target = target_of(x, "x")
-    lay.check_array(x, "x")
     _check_same(x, saved)
     layout, values, mask = lay.layout_of(x, saved._axis), saved._values, saved._mask
     if layout.order != saved._layout.order:
@@ -483,14 +483,14 @@ def batch_norm_backward(
 
 def _check_same(x: Any, saved: Saved) -> None:
     """Raise unless `x` can be what the forward pass had."""
+    if x.dtype == saved._dtype and x.shape == saved._layout.shape:
+        return
+    lay.check_array(x, "x")
     if x.shape != saved._layout.shape:
         raise ValueError(
             f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
         )
-    if x.dtype != saved._dtype:
-        raise TypeError(
-            f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}"
-        )
+    raise TypeError(f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}")
 
 
 def backward_from_values(
@@ -544,5 +544,5 @@ def _backward(
     )
     if apart:
         layout.restore(canonical_dx, dx)
-    dgamma, dbeta = found.astype(np.float64 if x.dtype == np.float64 else np.float32)
-    return dx, layout.unflatten(dgamma), layout.unflatten(dbeta)
+    found = found.astype(np.float64 if x.dtype == np.float64 else np.float32)
+    return dx, layout.unflatten(found[0]), layout.unflatten(found[1])

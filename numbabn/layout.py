@@ -197,11 +197,12 @@ def check_array(x: Any, name: str) -> None:
 
 def check_like(array: Any, name: str, x: Any) -> None:
     """Raise unless `array` has the shape and dtype of `x`."""
+    if array.dtype == x.dtype and array.shape == x.shape:
+        return
     check_array(array, name)
     if array.shape != x.shape:
         raise ValueError(f"{name} must have the shape of x, {x.shape}, got {array.shape}")
-    if array.dtype != x.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {array.dtype}")
+    raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {array.dtype}")
 
 
 def check_out(
