@@ -85,6 +85,9 @@ def _prepare(x: Array, axis: Axis) -> tuple[ModuleType, Layout]:
 
 def _output(layout: Layout, dtype: Any, out: Array | None) -> tuple[Array, Array, bool]:
     """An output in the caller's memory order; what kernels write; whether that is apart."""
+    if out is None and layout.plain:
+        array = np.empty(layout.shape, dtype)
+        return array, array.reshape(layout.canonical_shape), False
     array = layout.empty(dtype) if out is None else out
     view = layout.view(array)
     if view is not None:
@@ -196,10 +199,6 @@ def normalize(
     return y
 
 
-def _optional(values: Array | None, name: str, layout: Layout, default: float) -> Any:
-    return default if values is None else lay.channel_values(values, name, layout)
-
-
 def normalize_backward(
     dy: Array,
     x: Array,
@@ -263,7 +262,8 @@ def gradients_of_normalize(
     flat_variance = lay.channel_values(variance, "variance", layout)
     values = np.ones((6, layout.channels))
     values[1], values[2], values[4] = flat_mean, flat_variance, 0.0
-    values[5] = _optional(gamma, "gamma", layout, 1.0)
+    if gamma is not None:
+        values[5] = lay.channel_values(gamma, "gamma", layout)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
     return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs, with_dx)
 
@@ -536,13 +536,14 @@ def _backward(
     lay.check_like(dy, "dy", x)
     if out is not None:
         lay.check_out(out, x, {"dy": dy, "x": x, **inputs}, over=("dy", "x"))
-    dx, canonical_dx, apart = None, None, False
+    dx: Any = None
+    canonical_dx: Any = None
+    apart = False
     if with_dx:
         dx, canonical_dx, apart = _output(layout, x.dtype, out)
-    found = target.backward(
+    dgamma, dbeta = target.backward(
         layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training, canonical_dx
     )
     if apart:
         layout.restore(canonical_dx, dx)
-    found = found.astype(np.float64 if x.dtype == np.float64 else np.float32)
-    return dx, layout.unflatten(found[0]), layout.unflatten(found[1])
+    return dx, layout.unflatten(dgamma), layout.unflatten(dbeta)

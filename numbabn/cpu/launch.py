@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels, masks, tasks, threads
-from .compile import kernel
+from .compile import exact, kernel
 from .half import BFLOAT, HALF
 from .partition import LEAST_RUN, partition
 
 _NO_BYTES = np.zeros(0, np.uint8)
-
-standard_deviation, scale_shift = kernels.standard_deviation, kernels.scale_shift
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
 STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
@@ -42,39 +40,15 @@ def statistics(x, mask):
 def forward(x, mask, gamma, beta, epsilon, reference, out):
     """Normalize `x` by its own statistics into `out`, or nowhere if None; returns `saved`."""
     plan = plan_for(FORWARD if out is not None else STATISTICS, x, mask, reference is not None)
-    values, scratch = plan.memory(epsilon)
-    values[kernels.GAMMA] = 1.0 if gamma is None else gamma
-    values[kernels.BETA] = 0.0 if beta is None else beta
-    if reference is not None:
-        values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV], limits = reference
-        scratch[1:4] = limits
-    _run(plan, x, x, out, mask, values, scratch)
-    return values[: kernels.SAVED]
+    saved = np.empty((kernels.SAVED, x.shape[1]))
+    _launch(_forward, plan, x, x, out, mask, epsilon, gamma, beta, reference, saved)
+    return saved
 
 
 def normalize(x, mean, variance, gamma, beta, epsilon, out):
     """Normalize `x` by statistics that are given, into `out`."""
     plan = plan_for(NORMALIZE, x, None)
-    values, scratch = plan.memory(epsilon)
-    _fill_given(values, mean, variance, gamma, beta, epsilon)
-    _run(plan, x, x, out, None, values, scratch)
-
-
-def _given_values(values, mean, variance, gamma, beta, epsilon):
-    """The rows of `values` that `kernels.given_coefficients` reads."""
-    for channel in range(values.shape[1]):
-        rstd = 1.0 / standard_deviation(variance[channel], epsilon)
-        scale, shift = scale_shift(
-            1.0 if gamma is None else gamma[channel], 0.0 if beta is None else beta[channel],
-            rstd, 1.0, 0.0,
-        )  # fmt: skip
-        values[kernels.MEAN, channel] = mean[channel]
-        values[kernels.GAMMA, channel] = scale
-        values[kernels.BETA, channel] = shift
-
-
-# Compiled for the types of a call, as `tasks.run_serial` is.
-_fill_given = kernel(_given_values, "given_values", parallel=False)
+    _launch(_normalize, plan, x, x, out, None, epsilon, mean, variance, gamma, beta)
 
 
 def backward(dy, x, saved, epsilon, mask, training, out):
@@ -84,12 +58,9 @@ def backward(dy, x, saved, epsilon, mask, training, out):
     """
     steps = BACKWARD if out is not None else SUMS
     plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
-    values, scratch = plan.memory(epsilon)
-    values[: kernels.SAVED] = saved
-    if not training:
-        values[kernels.COUNT] = 0.0
-    _run(plan, x, dy, out, mask, values, scratch)
-    return values[kernels.DGAMMA : kernels.DBETA + 1]
+    found = np.empty((2, x.shape[1]), plan.gradients)
+    _launch(_backward, plan, x, dy, out, mask, epsilon, saved, training, found)
+    return found[0], found[1]
 
 
 _renorm_corrections = kernel(kernels.renorm_corrections, "renorm_corrections", parallel=False)
@@ -103,20 +74,99 @@ def renorm_correction(mean, stddev, epsilon, reference):
     return r, d
 
 
+def _fill_row(row, given, default):
+    for channel in range(row.size):
+        row[channel] = default if given is None else given[channel]
+
+
+def _copy_rows(source, first, target, rows):
+    for row in range(rows):
+        for channel in range(target.shape[1]):
+            target[row, channel] = source[first + row, channel]
+
+
+def _fill_scale_shift(values, epsilon):
+    """What `kernels.given_coefficients` reads, in place of gamma and beta."""
+    for channel in range(values.shape[1]):
+        rstd = 1.0 / kernels.standard_deviation(values[kernels.VARIANCE, channel], epsilon)
+        values[kernels.GAMMA, channel], values[kernels.BETA, channel] = kernels.scale_shift(
+            values[kernels.GAMMA, channel], values[kernels.BETA, channel], rstd, 1.0, 0.0
+        )
+
+
+# Loops, called from Python and from what is compiled: Numba takes longer to compile assignments of
+# slices than all the rest of an operation.
+fill = kernel(_fill_row, "fill", parallel=False)
+copy_rows = kernel(_copy_rows, "copy_rows", parallel=False)
+fill_scale_shift = kernel(_fill_scale_shift, "fill_scale_shift", parallel=False)
+
+memory, run = tasks.memory, tasks.run_parallel
+_SERIAL = {"memory": exact(tasks.memory), "run": tasks.run_serial}
+
+
+def _operation(function):
+    """`function` compiled whole, serial; and as it is, to run its steps on Numba's threads.
+
+    Small work is over as soon as a call from Python to compiled code: so that is one call.
+    """
+    name = function.__name__.removeprefix("_")
+    return kernel(function, name, parallel=False, **_SERIAL), function
+
+
+@_operation
+def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
+    values, scratch = memory(words)
+    scratch[0] = epsilon
+    fill(values[kernels.GAMMA], gamma, 1.0)
+    fill(values[kernels.BETA], beta, 0.0)
+    if reference is not None:
+        mean, stddev, limits = reference
+        fill(values[kernels.REFERENCE_MEAN], mean, 0.0)
+        fill(values[kernels.REFERENCE_STDDEV], stddev, 0.0)
+        scratch[1], scratch[2], scratch[3] = limits
+    run(steps, x, dy, out, on, words, values, scratch)
+    copy_rows(values, 0, saved, kernels.SAVED)
+
+
+@_operation
+def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
+    values, scratch = memory(words)
+    fill(values[kernels.MEAN], mean, 0.0)
+    fill(values[kernels.VARIANCE], variance, 0.0)
+    fill(values[kernels.GAMMA], gamma, 1.0)
+    fill(values[kernels.BETA], beta, 0.0)
+    fill_scale_shift(values, epsilon)
+    run(steps, x, dy, out, on, words, values, scratch)
+
+
+@_operation
+def _backward(steps, words, x, dy, out, on, epsilon, saved, training, found):
+    values, scratch = memory(words)
+    scratch[0] = epsilon
+    copy_rows(saved, 0, values, kernels.SAVED)
+    if not training:
+        fill(values[kernels.COUNT], None, 0.0)
+    run(steps, x, dy, out, on, words, values, scratch)
+    copy_rows(values, kernels.DGAMMA, found, 2)
+
+
+def _launch(operation, plan, x, dy, out, mask, *arguments):
+    """Call an operation, on Numba's threads where that pays."""
+    if out is None:
+        out = x
+    if plan.bits is not None:
+        x, dy, out = x.view(plan.bits), dy.view(plan.bits), out.view(plan.bits)
+    on = _NO_BYTES if mask is None else mask.on.reshape(-1)
+    operation[threads.is_parallel(x.size)](plan.steps, plan.words, x, dy, out, on, *arguments)
+
+
 class _Plan(NamedTuple):
     """All that follows from a call's shape, dtype and kind of mask."""
 
     steps: Any  # as `tasks.run` takes them
     words: NDArray[np.int64]  # what every step reads, see `kernels`
-    values: tuple[int, int]  # the shape
-    scratch: int  # the size
     bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
-
-    def memory(self, epsilon):
-        """`values` and `scratch` of a call; apart, since `values` outlives it."""
-        scratch = np.empty(self.scratch)
-        scratch[0] = epsilon
-        return np.empty(self.values), scratch
+    gradients: np.dtype[Any]  # of gamma and beta
 
 
 def plan_for(steps, x, mask, renorm=False, kind=None):
@@ -151,24 +201,8 @@ def _plan(steps, shape, dtype, renorm, kind, mask):
     bits = None
     if dtype.itemsize == 2:
         bits = HALF if dtype == np.float16 else BFLOAT
-    return _Plan(
-        compiled, words, (kernels.VALUES, channels), tasks.scratch_size(cut), bits
-    )
-
-
-def _run(plan, x, dy, out, mask, values, scratch):
-    """Run a plan's steps over its tasks, on Numba's threads where that pays."""
-    if out is None:
-        out = x
-    if plan.bits is not None:
-        x, dy, out = x.view(plan.bits), dy.view(plan.bits), out.view(plan.bits)
-    on = _NO_BYTES if mask is None else mask.on.reshape(-1)
-    if threads.is_parallel(x.size):
-        arguments = tasks.arguments(x, dy, out, on, plan.words, values, scratch)
-        with threads.launching():
-            tasks.run_parallel(plan.steps, plan.words, arguments)
-    else:
-        tasks.run_serial(plan.steps, x, dy, out, on, plan.words, values, scratch)
+    gradients = dtype if dtype == np.float64 else np.dtype(np.float32)
+    return _Plan(compiled, words, bits, gradients)
 
 
 def _element_words(cut, by_rows, inner, renorm, mask):

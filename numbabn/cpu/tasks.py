@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import carray, config, prange, types
 from numba.extending import intrinsic
 
-from . import kernels
+from . import kernels, threads
 from .compile import c_function, exact, kernel
 from .kernels import COEFFICIENTS, VALUES
 from .partition import Partition
@@ -109,19 +109,16 @@ def run(steps, words, arguments):
             call(apply, arguments, task)
 
 
-run_parallel = kernel(run, "run_parallel", parallel=True)
+def memory(words):
+    """`values` for a partition, and its scratch: numbers, partial and coefficients."""
+    size = _NUMBERS + (3 * words[_SPLITS] + COEFFICIENTS) * words[_COLUMNS]
+    return np.empty((VALUES, words[_CHANNELS])), np.empty(size)
 
 
-def scratch_size(cut):
-    """How many float64 the numbers, `partial` and `coefficients` of a partition take."""
-    return _NUMBERS + (3 * cut.splits + COEFFICIENTS) * cut.columns
-
-
-def _pointers(x, dy, out, on, words, values, scratch):
+def _addresses(x, dy, out, on, words, values, scratch):
     """The arguments of every step, from the arrays of a call.
 
     x, dy, out: (outer, channels, inner), 16-bit floats as the integers that kernels read
-    scratch: (scratch_size,) float64, the numbers at its start
     """
     numbers = np.int64(scratch.ctypes.data)
     partial = numbers + 8 * _NUMBERS
@@ -139,31 +136,35 @@ def _pointers(x, dy, out, on, words, values, scratch):
 
 
 def _views(x, dy, out, on, words, values, scratch):
-    """What `_pointers` gives, as arrays."""
+    """What is at `_addresses`, as arrays."""
     splits, columns = words[_SPLITS], words[_COLUMNS]
-    numbers, partial, coefficients = np.split(
-        scratch, (_NUMBERS, _NUMBERS + 3 * splits * columns)
-    )
-    table = coefficients.view(np.float64 if x.dtype == np.float64 else np.float32)
+    numbers, moments, table = np.split(scratch, (_NUMBERS, _NUMBERS + 3 * splits * columns))
+    table = table.view(np.float64 if x.dtype == np.float64 else np.float32)
     return (
         x.reshape(-1), dy.reshape(-1), out.reshape(-1), on, words, numbers, values,
-        partial.reshape(splits, 3, columns),
+        moments.reshape(splits, 3, columns),
         table[: COEFFICIENTS * columns].reshape(COEFFICIENTS, columns),
     )  # fmt: skip
 
 
-# Compiled for the types of a call: that reads an address in less than half of the time in
-# which NumPy tells one.
-arguments = _views if config.DISABLE_JIT else kernel(_pointers, "arguments", parallel=False)
-_run = exact(run)
+# Called from Python, and from what is compiled.
+arguments_of = _views if config.DISABLE_JIT else kernel(_addresses, "addresses", parallel=False)
+_run_serial = exact(run)
+_run_parallel = kernel(run, "run_parallel", parallel=True)
 
 
-def _run_serial(steps, x, dy, out, on, words, values, scratch):
-    """`run` on `arguments`: one call from Python, which costs more than small work."""
-    _run(steps, words, arguments(x, dy, out, on, words, values, scratch))
+@exact
+def run_serial(steps, x, dy, out, on, words, values, scratch):
+    """`run` on arrays, from what is compiled; its caller holds on to their memory."""
+    _run_serial(steps, words, arguments_of(x, dy, out, on, words, values, scratch))
 
 
-run_serial = kernel(_run_serial, "run_serial", parallel=False)
+def run_parallel(steps, x, dy, out, on, words, values, scratch):
+    """`run` on arrays, from Python, on Numba's threads."""
+    arguments = arguments_of(x, dy, out, on, words, values, scratch)
+    with threads.launching():
+        _run_parallel(steps, words, arguments)
+
 
 _ELEMENTS = {
     "float16": (types.uint16, types.float32),
