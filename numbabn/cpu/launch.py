@@ -94,26 +94,37 @@ def _fill_scale_shift(values, epsilon):
         )
 
 
-# Loops, called from Python and from what is compiled: Numba takes longer to compile assignments of
-# slices than all the rest of an operation.
+# Loops: Numba takes longer to compile assignments of slices than all the rest of an operation.
 fill = kernel(_fill_row, "fill", parallel=False)
 copy_rows = kernel(_copy_rows, "copy_rows", parallel=False)
 fill_scale_shift = kernel(_fill_scale_shift, "fill_scale_shift", parallel=False)
-
 memory, run = tasks.memory, tasks.run_parallel
-_SERIAL = {"memory": exact(tasks.memory), "run": tasks.run_serial}
+# What these are in an operation that is compiled.
+_COMPILED = {
+    "fill": exact(_fill_row),
+    "copy_rows": exact(_copy_rows),
+    "fill_scale_shift": exact(_fill_scale_shift),
+    "memory": exact(tasks.memory),
+    "run": tasks.run_serial,
+}
 
 
-def _operation(function):
-    """`function` compiled whole, serial; and as it is, to run its steps on Numba's threads.
+class _Operation:
+    """A function compiled whole, serial; and as it is, to run its steps on Numba's threads.
 
     Small work is over as soon as a call from Python to compiled code: so that is one call.
     """
-    name = function.__name__.removeprefix("_")
-    return kernel(function, name, parallel=False, **_SERIAL), function
+
+    def __init__(self, function):
+        self.threaded = function
+        self.serial = self.compiled(keep=True)
+
+    def compiled(self, keep):
+        name = self.threaded.__name__.removeprefix("_")
+        return kernel(self.threaded, name, parallel=False, keep=keep, **_COMPILED)
 
 
-@_operation
+@_Operation
 def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
     values, scratch = memory(words)
     scratch[0] = epsilon
@@ -128,7 +139,7 @@ def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, save
     copy_rows(values, 0, saved, kernels.SAVED)
 
 
-@_operation
+@_Operation
 def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
     values, scratch = memory(words)
     fill(values[kernels.MEAN], mean, 0.0)
@@ -139,7 +150,7 @@ def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, bet
     run(steps, x, dy, out, on, words, values, scratch)
 
 
-@_operation
+@_Operation
 def _backward(steps, words, x, dy, out, on, epsilon, saved, training, found):
     values, scratch = memory(words)
     scratch[0] = epsilon
@@ -157,7 +168,17 @@ def _launch(operation, plan, x, dy, out, mask, *arguments):
     if plan.bits is not None:
         x, dy, out = x.view(plan.bits), dy.view(plan.bits), out.view(plan.bits)
     on = _NO_BYTES if mask is None else mask.on.reshape(-1)
-    operation[threads.is_parallel(x.size)](plan.steps, plan.words, x, dy, out, on, *arguments)
+    call = (plan.steps, plan.words, x, dy, out, on, *arguments)
+    if threads.is_parallel(x.size):
+        operation.threaded(*call)
+        return
+    try:
+        operation.serial(*call)
+    except OSError:
+        # The folder of compiled code could be written to when this process began, and cannot
+        # be now.
+        operation.serial = operation.compiled(keep=False)
+        operation.serial(*call)
 
 
 class _Plan(NamedTuple):

@@ -147,16 +147,16 @@ def _views(x, dy, out, on, words, values, scratch):
     )  # fmt: skip
 
 
-# Called from Python, and from what is compiled.
 arguments_of = _views if config.DISABLE_JIT else kernel(_addresses, "addresses", parallel=False)
-_run_serial = exact(run)
+_compiled_arguments_of = exact(_views if config.DISABLE_JIT else _addresses)
+_compiled_run = exact(run)
 _run_parallel = kernel(run, "run_parallel", parallel=True)
 
 
 @exact
 def run_serial(steps, x, dy, out, on, words, values, scratch):
     """`run` on arrays, from what is compiled; its caller holds on to their memory."""
-    _run_serial(steps, words, arguments_of(x, dy, out, on, words, values, scratch))
+    _compiled_run(steps, words, _compiled_arguments_of(x, dy, out, on, words, values, scratch))
 
 
 def run_parallel(steps, x, dy, out, on, words, values, scratch):
