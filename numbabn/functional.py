@@ -21,12 +21,12 @@ from . import layout as lay
 from .layout import Axis, Layout, Mask
 from .renorm import Renorm, RenormClipping
 from .statistics import BatchStatistics
-from .targets import check_target, device_operations, on_device, target_of
+from .targets import device_operations, on_device, target_of
 
 Array = Any  # an array of x's library
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Saved:
     """What a training forward keeps for its backward: per-channel values and the mask.
 
@@ -83,23 +83,17 @@ def _prepare(x: Array, axis: Axis) -> tuple[ModuleType, Layout]:
     return target, lay.layout_of(x, axis)
 
 
-class _Output:
-    """An output in the caller's memory order, and in the canonical form that kernels write."""
-
-    def __init__(self, layout: Layout, dtype: Any, out: Array | None) -> None:
-        self.array = layout.empty(dtype) if out is None else out
-        self._layout = layout
-        self._view = layout.view(self.array)
-        # Memory that is not of x's order is written by way of a copy.
-        self.canonical = (
-            np.empty(layout.canonical_shape, dtype) if self._view is None else self._view
-        )
-
-    def finish(self) -> Array:
-        """The output, written."""
-        if self._view is None:
-            self._layout.restore(self.canonical, self.array)
-        return self.array
+def _output(layout: Layout, dtype: Any, out: Array | None) -> tuple[Array, Array, bool]:
+    """An output in the caller's memory order; what kernels write; whether that is apart."""
+    if out is None and layout.plain:
+        array = np.empty(layout.shape, dtype)
+        return array, array.reshape(layout.canonical_shape), False
+    array = layout.empty(dtype) if out is None else out
+    view = layout.view(array)
+    if view is not None:
+        return array, view, False
+    # Memory that is not of x's order is written by way of a copy.
+    return array, np.empty(layout.canonical_shape, dtype), True
 
 
 def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) -> BatchStatistics:
@@ -189,28 +183,20 @@ def normalize(
     if on_device(x):
         return device_operations().normalize(x, mean, variance, gamma, beta, axis, epsilon, out)
     target, layout = _prepare(x, axis)
-    flat_mean, scale, shift = _scale_shift(layout, mean, variance, gamma, beta, epsilon)
+    flat_mean = lay.channel_values(mean, "mean", layout)
+    flat_variance = lay.channel_values(variance, "variance", layout)
+    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
+    flat_beta = None if beta is None else lay.channel_values(beta, "beta", layout)
     if out is not None:
         inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
         lay.check_out(out, x, inputs, over=("x",))
-    result = _Output(layout, x.dtype, out)
-    target.normalize(layout.canonical(x), flat_mean, scale, shift, result.canonical)
-    return result.finish()
-
-
-def _scale_shift(
-    layout: Layout, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float
-) -> tuple[NDArray[np.float64], Any, Any]:
-    """The mean, and `scale` and `shift` of y = (x − mean) · scale + shift."""
-    flat_mean = lay.channel_values(mean, "mean", layout)
-    stddev = formulas.standard_deviation(lay.channel_values(variance, "variance", layout), epsilon)
-    flat_gamma = _optional(gamma, "gamma", layout, 1.0)
-    flat_beta = _optional(beta, "beta", layout, 0.0)
-    return flat_mean, *formulas.scale_shift(flat_gamma, flat_beta, 1 / stddev, 1.0, 0.0)
-
-
-def _optional(values: Array | None, name: str, layout: Layout, default: float) -> Any:
-    return default if values is None else lay.channel_values(values, name, layout)
+    y, canonical_y, apart = _output(layout, x.dtype, out)
+    target.normalize(
+        layout.canonical(x), flat_mean, flat_variance, flat_gamma, flat_beta, epsilon, canonical_y
+    )
+    if apart:
+        layout.restore(canonical_y, y)
+    return y
 
 
 def normalize_backward(
@@ -276,7 +262,8 @@ def gradients_of_normalize(
     flat_variance = lay.channel_values(variance, "variance", layout)
     values = np.ones((6, layout.channels))
     values[1], values[2], values[4] = flat_mean, flat_variance, 0.0
-    values[5] = _optional(gamma, "gamma", layout, 1.0)
+    if gamma is not None:
+        values[5] = lay.channel_values(gamma, "gamma", layout)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
     return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs, with_dx)
 
@@ -395,14 +382,14 @@ def batch_norm_forward(
     if out is not None:
         lay.check_out(out, x, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
     canonical_mask = lay.canonical_mask(on, layout)
-    result = _Output(layout, x.dtype, out)
+    y, canonical_y, apart = _output(layout, x.dtype, out)
     values = target.forward(
-        layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference,
-        result.canonical,
-    )  # fmt: skip
+        layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference, canonical_y
+    )
+    if apart:
+        layout.restore(canonical_y, y)
     values.setflags(write=False)
-    saved = Saved(values, layout, x.dtype, axis, epsilon, on, canonical_mask)
-    return result.finish(), saved
+    return y, Saved(values, layout, x.dtype, axis, epsilon, on, canonical_mask)
 
 
 def forward_on_device(
@@ -473,10 +460,11 @@ def batch_norm_backward(
     """
     if not isinstance(saved, Saved):
         raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
-    if on_device(x) is not on_device(saved._values):
-        where = "on a CUDA device" if on_device(saved._values) else "in NumPy"
+    device_saved = on_device(saved._values)
+    if on_device(x) is not device_saved:
+        where = "on a CUDA device" if device_saved else "in NumPy"
         raise TypeError(f"x must be what the forward pass had, {where}, got {type(x).__name__}")
-    if on_device(x):
+    if device_saved:
         device = device_operations()
         _check_same(device.describe(x, "x"), saved)
         return device.backward(
@@ -484,7 +472,6 @@ def batch_norm_backward(
             saved._mask, True, out,
         )  # fmt: skip
     target = target_of(x, "x")
-    lay.check_array(x, "x")
     _check_same(x, saved)
     layout, values, mask = lay.layout_of(x, saved._axis), saved._values, saved._mask
     if layout.order != saved._layout.order:
@@ -496,14 +483,14 @@ def batch_norm_backward(
 
 def _check_same(x: Any, saved: Saved) -> None:
     """Raise unless `x` can be what the forward pass had."""
+    if x.dtype == saved._dtype and x.shape == saved._layout.shape:
+        return
+    lay.check_array(x, "x")
     if x.shape != saved._layout.shape:
         raise ValueError(
             f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
         )
-    if x.dtype != saved._dtype:
-        raise TypeError(
-            f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}"
-        )
+    raise TypeError(f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}")
 
 
 def backward_from_values(
@@ -545,16 +532,18 @@ def _backward(
     epsilon: float, mask: Mask | None, training: bool, out: Array | None,
     inputs: dict[str, Array], with_dx: bool = True,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    check_target(dy, "dy", x)
+    target_of(dy, "dy")
     lay.check_like(dy, "dy", x)
     if out is not None:
         lay.check_out(out, x, {"dy": dy, "x": x, **inputs}, over=("dy", "x"))
-    result = _Output(layout, x.dtype, out) if with_dx else None
+    dx: Any = None
+    canonical_dx: Any = None
+    apart = False
+    if with_dx:
+        dx, canonical_dx, apart = _output(layout, x.dtype, out)
     dgamma, dbeta = target.backward(
-        layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training,
-        None if result is None else result.canonical,
-    )  # fmt: skip
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
-    parameters = (layout.unflatten(values.astype(dtype)) for values in (dgamma, dbeta))
-    dx: Any = None if result is None else result.finish()
-    return dx, *parameters
+        layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training, canonical_dx
+    )
+    if apart:
+        layout.restore(canonical_dx, dx)
+    return dx, layout.unflatten(dgamma), layout.unflatten(dbeta)

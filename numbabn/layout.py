@@ -22,6 +22,7 @@ from .targets import on_device
 
 Axis = Any  # int | Sequence[int]: what callers pass as `axis`
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+_PARAMETERS = frozenset(map(np.dtype, ("float32", "float64")))
 
 
 # Sizes and strides of a group of axes.
@@ -50,6 +51,7 @@ class Layout(NamedTuple):
     order: tuple[int, ...]  # the same as the kernels get them: the channel axes adjacent
     canonical_shape: tuple[int, int, int]  # (outer, channels, inner)
     channel_shape: tuple[int, ...]  # what per-channel arrays look like to the caller
+    plain: bool  # whether memory and kernels have the axes in C order
 
     @property
     def channels(self) -> int:
@@ -66,8 +68,10 @@ class Layout(NamedTuple):
 
     def view(self, array: NDArray[Any]) -> NDArray[Any] | None:
         """`array` as (outer, channels, inner) without a copy, or None."""
-        ordered = array.transpose(self.order)
-        if ordered.flags.c_contiguous and ordered.flags.aligned:
+        # A small call takes as long as its calls to NumPy: one less here.
+        ordered = array if self.plain else array.transpose(self.order)
+        flags = ordered.flags
+        if flags.c_contiguous and flags.aligned:
             return ordered.reshape(self.canonical_shape)
         return None
 
@@ -78,8 +82,6 @@ class Layout(NamedTuple):
 
     def empty(self, dtype: Any) -> NDArray[Any]:
         """A new array of x's shape, in x's memory order."""
-        if self.memory == tuple(range(len(self.shape))):
-            return np.empty(self.shape, dtype)
         memory = np.empty([self.shape[axis] for axis in self.memory], dtype)
         return memory.transpose(_inverse(self.memory))
 
@@ -113,6 +115,8 @@ def layout_of(x: Any, axis: Axis) -> Layout:
 
 def plain_axis(axis: Axis) -> int | tuple[int, ...]:
     """`axis` as a Python int or a tuple of them; TypeError for anything else."""
+    if type(axis) is int:
+        return axis
     listed = isinstance(axis, (list, tuple))
     if not any(isinstance(each, bool) for each in (axis if listed else (axis,))):
         try:
@@ -144,7 +148,10 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axis: int | tuple[
         channel_shape: tuple[int, ...] = (shape[axes[0]],)
     else:
         channel_shape = tuple(shape[i] if i in axes else 1 for i in range(len(shape)))
-    return Layout(shape, axes, (*single, *memory), (*single, *order), canonical, channel_shape)
+    plain = order == memory == sorted(memory)
+    return Layout(
+        shape, axes, (*single, *memory), (*single, *order), canonical, channel_shape, plain
+    )
 
 
 def _channel_axes(shape: tuple[int, ...], axis: int | tuple[int]) -> tuple[int, ...]:
@@ -188,11 +195,12 @@ def check_array(x: Any, name: str) -> None:
 
 def check_like(array: Any, name: str, x: Any) -> None:
     """Raise unless `array` has the shape and dtype of `x`."""
+    if array.dtype == x.dtype and array.shape == x.shape:
+        return
     check_array(array, name)
     if array.shape != x.shape:
         raise ValueError(f"{name} must have the shape of x, {x.shape}, got {array.shape}")
-    if array.dtype != x.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {array.dtype}")
+    raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {array.dtype}")
 
 
 def check_out(
@@ -245,35 +253,38 @@ def check_own_memory(out: Any) -> None:
 
 def check_epsilon(epsilon: Any) -> float:
     """`epsilon` as a float; ValueError unless it is positive and finite."""
-    return _number(epsilon, "epsilon", lambda value: 0 < value < inf, "a positive number")
+    number = _number(epsilon, "epsilon", "a positive number")
+    if not 0 < number < inf:
+        raise ValueError(f"epsilon must be a positive number, got {epsilon}")
+    return number
 
 
 def check_momentum(momentum: Any, name: str) -> float:
     """`momentum` as a float; ValueError unless it is in [0, 1]."""
-    return _number(momentum, name, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-
-
-def _number(value: Any, name: str, accepts: Any, expected: str) -> float:
-    try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError("float would read it")
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from error
-    if not accepts(number):
-        raise ValueError(f"{name} must be {expected}, got {value}")
+    number = _number(momentum, name, "a number from 0 to 1")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {momentum}")
     return number
 
 
-def channel_values(values: Any, name: str, layout: Layout) -> NDArray[np.float64]:
-    """Per-channel values as (channels,) float64."""
+def _number(value: Any, name: str, expected: str) -> float:
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError("float would read it")
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from error
+
+
+def channel_values(values: Any, name: str, layout: Layout) -> NDArray[Any]:
+    """Per-channel values as (channels,), float32 or float64."""
     array = _real(values, name)
     if array.shape != layout.channel_shape:
         raise ValueError(
             f"{name} must have shape {layout.channel_shape}, one value for each channel of x, "
             f"got {array.shape}"
         )
-    return layout.flatten(array.astype(np.float64, copy=False))
+    return layout.flatten(array)
 
 
 def real_values(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -294,10 +305,13 @@ def _host_array(values: Any, name: str) -> NDArray[Any]:
 
 
 def _real(values: Any, name: str) -> NDArray[Any]:
-    array = _host_array(values, name)
+    """Real numbers as an array of float32 where they are, otherwise of float64."""
+    array = values if type(values) is np.ndarray else _host_array(values, name)
+    if array.dtype in _PARAMETERS:
+        return array
     if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
         raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
-    return array
+    return array.astype(np.float64)
 
 
 def check_mask(mask: Any, x: NDArray[Any]) -> NDArray[np.bool_] | None:

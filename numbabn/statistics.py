@@ -54,7 +54,9 @@ class BatchStatistics:
             )
         if (count < 0).any():
             raise ValueError(f"count must not be negative, got {count.min()}")
-        object.__setattr__(self, "count", np.broadcast_to(count, mean.shape))
+        if count.shape != mean.shape:
+            count = np.broadcast_to(count, mean.shape)
+        object.__setattr__(self, "count", count)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "variance", variance)
 

@@ -70,12 +70,3 @@ def target_of(x: Any, name: str) -> ModuleType:
     raise TypeError(
         f"{name} must be a NumPy array or an array on a CUDA device, got {type(x).__name__}"
     )
-
-
-def check_target(array: Any, name: str, x: Any) -> None:
-    """Raise TypeError unless `array` belongs to the target that computes on `x`."""
-    if target_of(array, name) is not target_of(x, "x"):
-        raise TypeError(
-            f"{name} and x must be of one array library, "
-            f"got {type(array).__name__} and {type(x).__name__}"
-        )

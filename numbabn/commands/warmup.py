@@ -66,9 +66,11 @@ def compile_all(dtype: str, layout: str) -> None:
         else:
             shape, axis = (rows, RUN, CHANNELS), -1
         x = np.zeros(shape, _dtype(dtype))
-        _, saved = numbabn.batch_norm_forward(x, axis=axis)
+        # Parameters of the dtype that a layer's have.
+        ones = np.ones(CHANNELS, np.float64 if x.dtype == np.float64 else np.float32)
+        _, saved = numbabn.batch_norm_forward(x, ones, ones, axis=axis)
         numbabn.batch_norm_backward(x, x, saved)
-        numbabn.normalize(x, np.zeros(CHANNELS), np.ones(CHANNELS), axis=axis)
+        numbabn.normalize(x, ones, ones, ones, ones, axis=axis)
 
 
 def _dtype(name: str) -> Any:

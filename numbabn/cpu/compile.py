@@ -68,13 +68,17 @@ def _cached(compile, name):
         return compile(cache=False)
 
 
-def kernel(function, name, parallel):
-    """`function` compiled on its first call, for the types of that call."""
+def kernel(function, name, parallel, keep=True, **bindings):
+    """`function` compiled on its first call, for the types of that call.
+
+    keep: whether the compiled code is kept for other processes
+    bindings: globals of `function` that this compilation has to itself
+    """
+    copy = _named(function, name, **bindings)
     if config.DISABLE_JIT:
-        return function
+        return copy
     options = {"parallel": parallel, "no_cfunc_wrapper": True, **_OPTIONS}
-    copy = _named(function, name)
-    return _cached(lambda cache: njit(cache=cache, **options)(copy), name)
+    return _cached(lambda cache: njit(cache=cache and keep, **options)(copy), name)
 
 
 def c_function(function, name, signature, **bindings):

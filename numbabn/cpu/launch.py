@@ -6,7 +6,7 @@ outputs are given by the caller. `numbabn.cuda.launch` has the same names and si
     x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64
     mask                    a `layout.Mask`, or None
     gamma, beta             (channels,), or None for 1 and 0
-    mean, scale, shift      (channels,)
+    mean, variance          (channels,)
     reference               (mean, stddev, (rmin, rmax, dmax)), the arrays (channels,), or None
     saved                   (6, channels) float64: count, mean, variance, r, d, gamma
 """
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels, masks, tasks, threads
-from .compile import kernel
+from .compile import exact, kernel
 from .half import BFLOAT, HALF
-from .partition import LEAST_RUN, Partition, partition
+from .partition import LEAST_RUN, partition
 
 _NO_BYTES = np.zeros(0, np.uint8)
 
@@ -40,24 +40,15 @@ def statistics(x, mask):
 def forward(x, mask, gamma, beta, epsilon, reference, out):
     """Normalize `x` by its own statistics into `out`, or nowhere if None; returns `saved`."""
     plan = plan_for(FORWARD if out is not None else STATISTICS, x, mask, reference is not None)
-    scratch, values = plan.scratch()
-    values[kernels.GAMMA] = 1.0 if gamma is None else gamma
-    values[kernels.BETA] = 0.0 if beta is None else beta
-    scratch[0] = epsilon
-    if reference is not None:
-        values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV], limits = reference
-        scratch[1:4] = limits
-    _run(plan, x, x, out, mask, scratch)
-    # A copy: the scratch may be much larger, and need not live as long.
-    return values[: kernels.SAVED].copy()
+    saved = np.empty((kernels.SAVED, x.shape[1]))
+    _launch(_forward, plan, x, x, out, mask, epsilon, gamma, beta, reference, saved)
+    return saved
 
 
-def normalize(x, mean, scale, shift, out):
-    """out = (x − mean) · scale + shift"""
+def normalize(x, mean, variance, gamma, beta, epsilon, out):
+    """Normalize `x` by statistics that are given, into `out`."""
     plan = plan_for(NORMALIZE, x, None)
-    scratch, values = plan.scratch()
-    values[kernels.MEAN], values[kernels.GAMMA], values[kernels.BETA] = mean, scale, shift
-    _run(plan, x, x, out, None, scratch)
+    _launch(_normalize, plan, x, x, out, None, epsilon, mean, variance, gamma, beta)
 
 
 def backward(dy, x, saved, epsilon, mask, training, out):
@@ -67,13 +58,9 @@ def backward(dy, x, saved, epsilon, mask, training, out):
     """
     steps = BACKWARD if out is not None else SUMS
     plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
-    scratch, values = plan.scratch()
-    values[: kernels.SAVED] = saved
-    if not training:
-        values[kernels.COUNT] = 0.0
-    scratch[0] = epsilon
-    _run(plan, x, dy, out, mask, scratch)
-    return values[kernels.DGAMMA], values[kernels.DBETA]
+    found = np.empty((2, x.shape[1]), plan.gradients)
+    _launch(_backward, plan, x, dy, out, mask, epsilon, saved, training, found)
+    return found[0], found[1]
 
 
 _renorm_corrections = kernel(kernels.renorm_corrections, "renorm_corrections", parallel=False)
@@ -87,22 +74,120 @@ def renorm_correction(mean, stddev, epsilon, reference):
     return r, d
 
 
+def _fill_row(row, given, default):
+    for channel in range(row.size):
+        row[channel] = default if given is None else given[channel]
+
+
+def _copy_rows(source, first, target, rows):
+    for row in range(rows):
+        for channel in range(target.shape[1]):
+            target[row, channel] = source[first + row, channel]
+
+
+def _fill_scale_shift(values, epsilon):
+    """What `kernels.given_coefficients` reads, in place of gamma and beta."""
+    for channel in range(values.shape[1]):
+        rstd = 1.0 / kernels.standard_deviation(values[kernels.VARIANCE, channel], epsilon)
+        values[kernels.GAMMA, channel], values[kernels.BETA, channel] = kernels.scale_shift(
+            values[kernels.GAMMA, channel], values[kernels.BETA, channel], rstd, 1.0, 0.0
+        )
+
+
+# Loops: Numba takes longer to compile assignments of slices than all the rest of an operation.
+fill = kernel(_fill_row, "fill", parallel=False)
+copy_rows = kernel(_copy_rows, "copy_rows", parallel=False)
+fill_scale_shift = kernel(_fill_scale_shift, "fill_scale_shift", parallel=False)
+memory, run = tasks.memory, tasks.run_parallel
+# What these are in an operation that is compiled.
+_COMPILED = {
+    "fill": exact(_fill_row),
+    "copy_rows": exact(_copy_rows),
+    "fill_scale_shift": exact(_fill_scale_shift),
+    "memory": exact(tasks.memory),
+    "run": tasks.run_serial,
+}
+
+
+class _Operation:
+    """A function compiled whole, serial; and as it is, to run its steps on Numba's threads.
+
+    Small work is over as soon as a call from Python to compiled code: so that is one call.
+    """
+
+    def __init__(self, function):
+        self.threaded = function
+        self.serial = self.compiled(keep=True)
+
+    def compiled(self, keep):
+        name = self.threaded.__name__.removeprefix("_")
+        return kernel(self.threaded, name, parallel=False, keep=keep, **_COMPILED)
+
+
+@_Operation
+def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
+    values, scratch = memory(words)
+    scratch[0] = epsilon
+    fill(values[kernels.GAMMA], gamma, 1.0)
+    fill(values[kernels.BETA], beta, 0.0)
+    if reference is not None:
+        mean, stddev, limits = reference
+        fill(values[kernels.REFERENCE_MEAN], mean, 0.0)
+        fill(values[kernels.REFERENCE_STDDEV], stddev, 0.0)
+        scratch[1], scratch[2], scratch[3] = limits
+    run(steps, x, dy, out, on, words, values, scratch)
+    copy_rows(values, 0, saved, kernels.SAVED)
+
+
+@_Operation
+def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
+    values, scratch = memory(words)
+    fill(values[kernels.MEAN], mean, 0.0)
+    fill(values[kernels.VARIANCE], variance, 0.0)
+    fill(values[kernels.GAMMA], gamma, 1.0)
+    fill(values[kernels.BETA], beta, 0.0)
+    fill_scale_shift(values, epsilon)
+    run(steps, x, dy, out, on, words, values, scratch)
+
+
+@_Operation
+def _backward(steps, words, x, dy, out, on, epsilon, saved, training, found):
+    values, scratch = memory(words)
+    scratch[0] = epsilon
+    copy_rows(saved, 0, values, kernels.SAVED)
+    if not training:
+        fill(values[kernels.COUNT], None, 0.0)
+    run(steps, x, dy, out, on, words, values, scratch)
+    copy_rows(values, kernels.DGAMMA, found, 2)
+
+
+def _launch(operation, plan, x, dy, out, mask, *arguments):
+    """Call an operation, on Numba's threads where that pays."""
+    if out is None:
+        out = x
+    if plan.bits is not None:
+        x, dy, out = x.view(plan.bits), dy.view(plan.bits), out.view(plan.bits)
+    on = _NO_BYTES if mask is None else mask.on.reshape(-1)
+    call = (plan.steps, plan.words, x, dy, out, on, *arguments)
+    if threads.is_parallel(x.size):
+        operation.threaded(*call)
+        return
+    try:
+        operation.serial(*call)
+    except OSError:
+        # The folder of compiled code could be written to when this process began, and cannot
+        # be now.
+        operation.serial = operation.compiled(keep=False)
+        operation.serial(*call)
+
+
 class _Plan(NamedTuple):
     """All that follows from a call's shape, dtype and kind of mask."""
 
-    cut: Partition
-    steps: tuple[Any, ...]  # as `tasks.run` takes them
+    steps: Any  # as `tasks.run` takes them
     words: NDArray[np.int64]  # what every step reads, see `kernels`
-    words_memory: Any  # the same, as `tasks.run` takes it
-    compute_dtype: Any  # of the coefficients
-
-    def scratch(self):
-        """numbers, values, partial and coefficients in one piece; and the values in it."""
-        partial = self.cut.splits * 3 * self.cut.columns
-        coefficients = kernels.COEFFICIENTS * self.cut.columns
-        values = kernels.VALUES * self.cut.channels
-        scratch = np.empty(4 + values + partial + coefficients)
-        return scratch, scratch[4 : 4 + values].reshape(kernels.VALUES, self.cut.channels)
+    bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
+    gradients: np.dtype[Any]  # of gamma and beta
 
 
 def plan_for(steps, x, mask, renorm=False, kind=None):
@@ -133,40 +218,12 @@ def _plan(steps, shape, dtype, renorm, kind, mask):
         mask_bytes = outer * inner if kind == masks.POSITION else 0
         head = (*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0)
         words = np.array(head, np.int64)
-    compiled = tuple(
-        0 if step is None else tasks.step(step, dtype.name, by_rows, inner) for step in steps
-    )
-    compute_dtype = np.float64 if dtype == np.float64 else np.float32
-    return _Plan(cut, compiled, words, tasks.memory(words), compute_dtype)
-
-
-def _run(plan, x, dy, out, mask, scratch):
-    """Run a plan's steps over its tasks, on Numba's threads where that pays."""
-    x_bits = _bits(x)
-    *arrays, scratch_address = tasks.addresses(
-        x_bits,
-        x_bits if dy is x else _bits(dy),
-        x_bits if out is None else _bits(out),
-        _NO_BYTES if mask is None else mask.on.reshape(-1),
-        scratch,
-    )
-    arguments = (
-        *arrays, plan.words_memory, *tasks.scratch_memory(scratch, scratch_address, plan)
-    )  # fmt: skip
-    cut = plan.cut
-    if threads.is_parallel(x.size):
-        with threads.launching():
-            tasks.run_parallel(plan.steps, cut.tiles, cut.splits, arguments)
-    else:
-        tasks.run_serial(plan.steps, cut.tiles, cut.splits, arguments)
-
-
-def _bits(array):
-    """The flat memory of a canonical array, 16-bit floats as the integers that kernels read."""
-    flat = array.reshape(-1)
-    if flat.itemsize == 2:
-        return flat.view(HALF if flat.dtype == np.float16 else BFLOAT)
-    return flat
+    compiled = tasks.load(steps, dtype.name, by_rows, inner)
+    bits = None
+    if dtype.itemsize == 2:
+        bits = HALF if dtype == np.float16 else BFLOAT
+    gradients = dtype if dtype == np.float64 else np.dtype(np.float32)
+    return _Plan(compiled, words, bits, gradients)
 
 
 def _element_words(cut, by_rows, inner, renorm, mask):

@@ -7,21 +7,25 @@ Numba's parallel pass, which takes seconds over large functions, sees a small on
 for all dtypes.
 """
 
+from functools import partial
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, config, prange, types
 from numba.extending import intrinsic
 
-from . import kernels
+from . import kernels, threads
 from .compile import c_function, exact, kernel
 from .kernels import COEFFICIENTS, VALUES
 from .partition import Partition
 
-_TOTAL, _CHANNELS, _COLUMNS, _SPLITS = (
-    Partition._fields.index(name) for name in ("total", "channels", "columns", "splits")
+_TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
+    Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
 )
 _WORDS, _INNER, _LENGTH, _MASK = kernels.WORDS, kernels.INNER, kernels.LENGTH, kernels.MASK_BYTES
+# epsilon, rmin, rmax, dmax
+_NUMBERS = 4
 
 # What `_step` runs, and in which layout: each compilation has its own, see `_compile`.
 STEP: Any = None
@@ -38,7 +42,7 @@ def _step(x, dy, out, on, words, numbers, values, partial, coefficients, task):
         carray(out, total),
         carray(on, (head[_MASK],)),
         carray(words, (head[_LENGTH],)),
-        carray(numbers, (4,)),
+        carray(numbers, (_NUMBERS,)),
         carray(values, (VALUES, head[_CHANNELS])),
         carray(partial, (head[_SPLITS], 3, columns)),
         carray(coefficients, (COEFFICIENTS, columns)),
@@ -77,14 +81,16 @@ if not config.DISABLE_JIT:
     call = intrinsic(_compiled_call)
 
 
-def run(steps, tiles, splits, arguments):
+def run(steps, words, arguments):
     """Run four steps, each the address of a C function, or 0 for none.
 
     steps: prepare, once for each tile; measure, once for each task, a split of a tile;
         combine, once for each tile; apply, once for each task
+    words: as every step reads them
     arguments: tuple of addresses, the arguments of every step
     """
-    prepare, measure, combine, apply = steps
+    tiles, splits = words[_TILES], words[_SPLITS]
+    prepare, measure, combine, apply = steps[0], steps[1], steps[2], steps[3]
     if splits == 1:
         # A task has all of its columns: it goes through while they are in the cache.
         for tile in prange(tiles):
@@ -103,8 +109,62 @@ def run(steps, tiles, splits, arguments):
             call(apply, arguments, task)
 
 
-run_serial = kernel(run, "run_serial", parallel=False)
-run_parallel = kernel(run, "run_parallel", parallel=True)
+def memory(words):
+    """`values` for a partition, and its scratch: numbers, partial and coefficients."""
+    size = _NUMBERS + (3 * words[_SPLITS] + COEFFICIENTS) * words[_COLUMNS]
+    return np.empty((VALUES, words[_CHANNELS])), np.empty(size)
+
+
+def _addresses(x, dy, out, on, words, values, scratch):
+    """The arguments of every step, from the arrays of a call.
+
+    x, dy, out: (outer, channels, inner), 16-bit floats as the integers that kernels read
+    """
+    numbers = np.int64(scratch.ctypes.data)
+    partial = numbers + 8 * _NUMBERS
+    return (
+        np.int64(x.ctypes.data),
+        np.int64(dy.ctypes.data),
+        np.int64(out.ctypes.data),
+        np.int64(on.ctypes.data),
+        np.int64(words.ctypes.data),
+        numbers,
+        np.int64(values.ctypes.data),
+        partial,
+        partial + 8 * 3 * words[_SPLITS] * words[_COLUMNS],
+    )
+
+
+def _views(x, dy, out, on, words, values, scratch):
+    """What is at `_addresses`, as arrays."""
+    splits, columns = words[_SPLITS], words[_COLUMNS]
+    numbers, moments, table = np.split(scratch, (_NUMBERS, _NUMBERS + 3 * splits * columns))
+    table = table.view(np.float64 if x.dtype == np.float64 else np.float32)
+    return (
+        x.reshape(-1), dy.reshape(-1), out.reshape(-1), on, words, numbers, values,
+        moments.reshape(splits, 3, columns),
+        table[: COEFFICIENTS * columns].reshape(COEFFICIENTS, columns),
+    )  # fmt: skip
+
+
+arguments_of = _views if config.DISABLE_JIT else kernel(_addresses, "addresses", parallel=False)
+_compiled_arguments_of = exact(_views if config.DISABLE_JIT else _addresses)
+_compiled_run = exact(run)
+_run_parallel = kernel(run, "run_parallel", parallel=True)
+
+
+@exact
+def run_serial(steps, x, dy, out, on, words, values, scratch):
+    """`run` on arrays, from what is compiled; its caller holds on to their memory."""
+    _compiled_run(steps, words, _compiled_arguments_of(x, dy, out, on, words, values, scratch))
+
+
+def run_parallel(steps, x, dy, out, on, words, values, scratch):
+    """`run` on arrays, from Python, on Numba's threads."""
+    arguments = arguments_of(x, dy, out, on, words, values, scratch)
+    with threads.launching():
+        _run_parallel(steps, words, arguments)
+
 
 _ELEMENTS = {
     "float16": (types.uint16, types.float32),
@@ -112,19 +172,28 @@ _ELEMENTS = {
     "float32": (types.float32, types.float32),
     "float64": (types.float64, types.float64),
 }
-_steps: dict[Any, Any] = {}
+_compiled: dict[Any, Any] = {}
 
 
-def step(function, dtype_name, by_rows, inner):
-    """A step of `kernels` as `run` takes it; compiled, or loaded, on first use."""
+def load(steps, dtype_name, by_rows, inner):
+    """Steps of `kernels` as `run` takes them; compiled, or loaded, on first use."""
     if config.DISABLE_JIT:
         layout = (True, None) if by_rows else (None, inner)
-        return lambda *arguments: function(*arguments, *layout)
-    key = (function, dtype_name, by_rows)
-    compiled = _steps.get(key)
-    if compiled is None:
-        compiled = _steps[key] = _compile(function, dtype_name, by_rows)
-    return compiled.address
+        return [step and partial(_call_with, step, layout) for step in steps]
+    return np.array([_address(step, dtype_name, by_rows) for step in steps], np.int64)
+
+
+def _call_with(step, layout, *arguments):
+    step(*arguments, *layout)
+
+
+def _address(step, dtype_name, by_rows):
+    if step is None:
+        return 0
+    key = (step, dtype_name, by_rows)
+    if key not in _compiled:
+        _compiled[key] = _compile(*key)
+    return _compiled[key].address
 
 
 def _compile(function, dtype_name, by_rows):
@@ -138,40 +207,3 @@ def _compile(function, dtype_name, by_rows):
     layout = "channels_last" if by_rows else "channels_first"
     name = f"{function.__name__}_{layout}_{dtype_name}"
     return c_function(_step, name, signature, STEP=exact(function), BY_ROWS=by_rows)
-
-
-def _addresses(x, dy, out, on, scratch):
-    return x.ctypes.data, dy.ctypes.data, out.ctypes.data, on.ctypes.data, scratch.ctypes.data
-
-
-# Compiled for the types of a call: that reads five addresses in less than the time in which
-# NumPy tells one.
-addresses = kernel(_addresses, "addresses", parallel=False)
-if config.DISABLE_JIT:
-
-    def addresses(*arrays):
-        return arrays
-
-
-def memory(array):
-    """An array as `run` takes it among the arguments: its address."""
-    return array if config.DISABLE_JIT else array.__array_interface__["data"][0]
-
-
-def scratch_memory(scratch, address, plan):
-    """A plan's scratch as `run` takes it: numbers, values, partial, coefficients.
-
-    address: of `scratch`, from `addresses`
-    """
-    cut = plan.cut
-    partial = 4 + VALUES * cut.channels
-    coefficients = partial + cut.splits * 3 * cut.columns
-    if config.DISABLE_JIT:
-        table = scratch[coefficients:].view(plan.compute_dtype)[: COEFFICIENTS * cut.columns]
-        return (
-            scratch[:4],
-            scratch[4:partial].reshape(VALUES, cut.channels),
-            scratch[partial:coefficients].reshape(cut.splits, 3, cut.columns),
-            table.reshape(COEFFICIENTS, cut.columns),
-        )
-    return address, address + 32, address + 8 * partial, address + 8 * coefficients
