@@ -83,7 +83,20 @@ def prefetch(array, index):
     """Bring the cache line of ``array[index]`` near; `index` may lie beyond the end."""
 
 
-def _element_pointer(context, builder, signature, arguments):
+def borrowed(array):
+    """`array`, uncounted: it lives until the original is given to `keep`.
+
+    Whoever passes on an array that was made in a kernel counts its references, atomically,
+    and that takes longer than a short loop, most of all while streamed stores are under way.
+    """
+    return array
+
+
+def keep(array):
+    """What `array` holds is needed until here."""
+
+
+def element_pointer(context, builder, signature, arguments):
     array_type, index_type = signature.args[:2]
     struct = context.make_array(array_type)(context, builder, arguments[0])
     offset = context.cast(builder, arguments[1], index_type, types.intp)
@@ -103,53 +116,65 @@ def _converts_float16():
     return triple.startswith(("aarch64", "arm64")) or "+f16c" in features
 
 
-def _widen(builder, dtype, value):
-    word = builder.zext(value, _WORD)
+def _like(value, element):
+    """`element`, or a vector of as many as `value` has."""
+    if isinstance(value.type, ir.VectorType):
+        return ir.VectorType(element, value.type.count)
+    return element
+
+
+def widen(builder, dtype, value):
+    """16 bits of `dtype`, or a vector of them, as float32."""
+    word, single = _like(value, _WORD), _like(value, ir.FloatType())
+    bits = builder.zext(value, word)
     if dtype == types.int16:
-        return builder.bitcast(builder.shl(word, _WORD(16)), ir.FloatType())
+        return builder.bitcast(builder.shl(bits, word(16)), single)
     if _converts_float16():
-        return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
-    sign = builder.shl(builder.and_(word, _WORD(0x8000)), _WORD(16))
+        return builder.fpext(builder.bitcast(value, _like(value, ir.HalfType())), single)
+    sign = builder.shl(builder.and_(bits, word(0x8000)), word(16))
     # The exponent's bias differs by 112. Multiplying is exact, and right for subnormals too.
-    magnitude = builder.shl(builder.and_(word, _WORD(0x7FFF)), _WORD(13))
-    scaled = builder.fmul(builder.bitcast(magnitude, ir.FloatType()), ir.FloatType()(2.0**112))
-    bits = builder.bitcast(scaled, _WORD)
-    special = builder.icmp_unsigned(">=", magnitude, _WORD(0x7C00 << 13))
-    bits = builder.select(special, builder.or_(magnitude, _WORD(0x7F800000)), bits)
-    return builder.bitcast(builder.or_(bits, sign), ir.FloatType())
+    magnitude = builder.shl(builder.and_(bits, word(0x7FFF)), word(13))
+    scaled = builder.fmul(builder.bitcast(magnitude, single), single(2.0**112))
+    bits = builder.bitcast(scaled, word)
+    special = builder.icmp_unsigned(">=", magnitude, word(0x7C00 << 13))
+    bits = builder.select(special, builder.or_(magnitude, word(0x7F800000)), bits)
+    return builder.bitcast(builder.or_(bits, sign), single)
 
 
-def _narrow(builder, dtype, value):
-    bits = builder.bitcast(value, _WORD)
+def narrow(builder, dtype, value):
+    """A float32, or a vector of them, as 16 bits of `dtype`, rounded to nearest even."""
+    word, half = _like(value, _WORD), _like(value, ir.IntType(16))
+    bits = builder.bitcast(value, word)
     is_nan = builder.fcmp_unordered("uno", value, value)
     if dtype == types.int16:
         # Rounding a NaN's bits up could carry it over to infinity or zero.
-        quiet = builder.or_(builder.lshr(bits, _WORD(16)), _WORD(0x40))
-        even = _round_shift(builder, bits, _WORD(16))
-        return builder.trunc(builder.select(is_nan, quiet, even), ir.IntType(16))
+        quiet = builder.or_(builder.lshr(bits, word(16)), word(0x40))
+        even = _round_shift(builder, bits, word(16))
+        return builder.trunc(builder.select(is_nan, quiet, even), half)
     if _converts_float16():
-        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
-    sign = builder.lshr(builder.and_(bits, _WORD(0x80000000)), _WORD(16))
-    magnitude = builder.and_(bits, _WORD(0x7FFFFFFF))
-    normal = _round_shift(builder, builder.sub(magnitude, _WORD(112 << 23)), _WORD(13))
+        return builder.bitcast(builder.fptrunc(value, _like(value, ir.HalfType())), half)
+    sign = builder.lshr(builder.and_(bits, word(0x80000000)), word(16))
+    magnitude = builder.and_(bits, word(0x7FFFFFFF))
+    normal = _round_shift(builder, builder.sub(magnitude, word(112 << 23)), word(13))
     # Below 2^-14 the significand, its leading 1 included, moves right by the exponent's lack.
-    significand = builder.or_(builder.and_(magnitude, _WORD(0x7FFFFF)), _WORD(0x800000))
-    shift = builder.sub(_WORD(126), builder.lshr(magnitude, _WORD(23)))
-    shift = builder.select(builder.icmp_unsigned("<", shift, _WORD(25)), shift, _WORD(25))
+    significand = builder.or_(builder.and_(magnitude, word(0x7FFFFF)), word(0x800000))
+    shift = builder.sub(word(126), builder.lshr(magnitude, word(23)))
+    shift = builder.select(builder.icmp_unsigned("<", shift, word(25)), shift, word(25))
     subnormal = _round_shift(builder, significand, shift)
-    small = builder.icmp_unsigned("<", magnitude, _WORD(113 << 23))
+    small = builder.icmp_unsigned("<", magnitude, word(113 << 23))
     result = builder.select(small, subnormal, normal)
-    large = builder.icmp_unsigned(">=", magnitude, _WORD(0x47800000))
-    result = builder.select(large, _WORD(0x7C00), result)
-    result = builder.select(is_nan, _WORD(0x7E00), result)
-    return builder.trunc(builder.or_(result, sign), ir.IntType(16))
+    large = builder.icmp_unsigned(">=", magnitude, word(0x47800000))
+    result = builder.select(large, word(0x7C00), result)
+    result = builder.select(is_nan, word(0x7E00), result)
+    return builder.trunc(builder.or_(result, sign), half)
 
 
-def _round_shift(builder, word, shift):
-    """word >> shift, rounded to nearest, ties to even."""
-    odd = builder.and_(builder.lshr(word, shift), _WORD(1))
-    below_half = builder.sub(builder.shl(_WORD(1), builder.sub(shift, _WORD(1))), _WORD(1))
-    return builder.lshr(builder.add(builder.add(word, below_half), odd), shift)
+def _round_shift(builder, bits, shift):
+    """bits >> shift, rounded to nearest, ties to even."""
+    one = bits.type(1)
+    odd = builder.and_(builder.lshr(bits, shift), one)
+    below_half = builder.sub(builder.shl(one, builder.sub(shift, one)), one)
+    return builder.lshr(builder.add(builder.add(bits, below_half), odd), shift)
 
 
 def _kinds(module):
@@ -161,7 +186,7 @@ def _kinds(module):
     }
 
 
-def _mark(builder, instruction, kind):
+def mark(builder, instruction, kind):
     """Tell LLVM that `instruction` touches arrays of `kind` only."""
     kinds = _kinds(builder.module)
     scopes = [
@@ -219,7 +244,7 @@ def _row_writer(typing_context, table, row, index, value):
 def _prefetcher(typing_context, array, index):
     def generate(context, builder, signature, arguments):
         byte = ir.IntType(8).as_pointer()
-        pointer = builder.bitcast(_element_pointer(context, builder, signature, arguments), byte)
+        pointer = builder.bitcast(element_pointer(context, builder, signature, arguments), byte)
         function_type = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], function_type)
         # For reading; to every level of the cache; data.
@@ -229,13 +254,29 @@ def _prefetcher(typing_context, array, index):
     return types.void(array, index), generate
 
 
+def _borrowed(typing_context, array):
+    def generate(context, builder, signature, arguments):
+        struct = context.make_array(array)(context, builder, arguments[0])
+        struct.meminfo = struct.meminfo.type(None)
+        return struct._getvalue()
+
+    return array(array), generate
+
+
+def _keep(typing_context, array):
+    def generate(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.void(array), generate
+
+
 def _loader(kind, compute_type):
     def load_element(typing_context, array, index):
         def generate(context, builder, signature, arguments):
-            pointer = _element_pointer(context, builder, signature, arguments)
-            value = _mark(builder, builder.load(pointer), kind)
+            pointer = element_pointer(context, builder, signature, arguments)
+            value = mark(builder, builder.load(pointer), kind)
             dtype = signature.args[0].dtype
-            return value if signature.return_type == dtype else _widen(builder, dtype, value)
+            return value if signature.return_type == dtype else widen(builder, dtype, value)
 
         return compute_type(array.dtype)(array, index), generate
 
@@ -245,11 +286,11 @@ def _loader(kind, compute_type):
 def _storer(kind, compute_type):
     def store_element(typing_context, array, index, value):
         def generate(context, builder, signature, arguments):
-            pointer = _element_pointer(context, builder, signature, arguments)
+            pointer = element_pointer(context, builder, signature, arguments)
             dtype, value = signature.args[0].dtype, arguments[2]
             if signature.args[2] != dtype:
-                value = _narrow(builder, dtype, value)
-            _mark(builder, builder.store(value, pointer), kind)
+                value = narrow(builder, dtype, value)
+            mark(builder, builder.store(value, pointer), kind)
             return context.get_dummy_value()
 
         return types.void(array, index, compute_type(array.dtype)), generate
@@ -271,5 +312,7 @@ if not config.DISABLE_JIT:
     read = intrinsic(_loader("column", _own_type))
     write = intrinsic(_storer("column", _own_type))
     prefetch = intrinsic(_prefetcher)
+    borrowed = intrinsic(_borrowed)
+    keep = intrinsic(_keep)
     read_row = intrinsic(prefer_literal=True)(_row_reader)
     write_row = intrinsic(prefer_literal=True)(_row_writer)
