@@ -5,6 +5,7 @@ import pytest
 from hypothesis import settings
 
 from arrays import JIT_DISABLED
+from numbabn.cpu import launch, partition
 
 settings.register_profile(
     "numbabn",
@@ -32,3 +33,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20170210)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Change how tensors are cut: ``cut(TASK_ELEMENTS=64)`` sets a constant of `partition`."""
+
+    def forget():
+        partition.partition.cache_clear()
+        launch._plan.cache_clear()
+
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(partition, name, value)
+        forget()
+
+    yield change
+    monkeypatch.undo()
+    forget()

@@ -21,7 +21,6 @@ from arrays import (
     strided,
     unaligned,
 )
-from numbabn.cpu import launch, partition
 from numbabn.functional import backward_from_values
 
 
@@ -166,25 +165,13 @@ def test_shapes_of_several_blocks(shape, axis, mask):
     assert_agrees(large_case(shape, axis, mask, np.float64))
 
 
-@pytest.fixture
-def small_tasks(monkeypatch):
-    """Tasks of so few elements that small arrays are cut into several."""
-
-    def forget():
-        partition.partition.cache_clear()
-        launch._plan.cache_clear()
-
-    monkeypatch.setattr(partition, "TASK_ELEMENTS", 64)
-    forget()
-    yield
-    forget()
-
-
 @pytest.mark.parametrize("mask", ["none", "positions", "elements"])
 @pytest.mark.parametrize(
     ("shape", "axis"), [((600, 5), -1), ((2100, 1), -1), ((12, 1, 500), 1), ((9, 3, 40), 1)]
 )
-def test_shapes_of_several_tasks(shape, axis, mask, small_tasks):
+def test_shapes_of_several_tasks(shape, axis, mask, cut):
+    """Tasks of so few elements that small arrays are cut into several."""
+    cut(TASK_ELEMENTS=64)
     assert_agrees(large_case(shape, axis, mask, np.float64))
 
 

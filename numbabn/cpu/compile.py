@@ -29,8 +29,9 @@ _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
 # Sums that may be taken in any order.
 reordering = njit(fastmath=FASTMATH, **_INNER)
 # Element by element: a product and a sum may be fused, nothing is reordered. Some versions of
-# LLVM reorder what they inline into a function that may be, `centered` among it.
-elementwise = njit(fastmath={"contract"}, **_INNER)
+# LLVM reorder what they inline into a function that may be, `centered` among it. Inlined in
+# every place, for the ends of a run or a row, where a call would take as long as they do.
+elementwise = njit(fastmath={"contract"}, forceinline=True, **_INNER)
 # Arithmetic whose order matters. fastmath=False is said aloud: a function that says nothing
 # inherits the flags of its caller.
 exact = njit(fastmath=False, **_INNER)

@@ -26,7 +26,8 @@ import numpy as np
 from .. import formulas
 from . import channels_first, channels_last
 from .compile import exact
-from .half import read, read_row, write, write_row
+from .half import borrowed, keep, read, read_row, write, write_row
+from .lines import LINE_BYTES, fence
 from .partition import Partition
 
 # Words after those of the partition.
@@ -67,7 +68,7 @@ def partition_of(words):
     """The words' partition."""
     return Partition(
         words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7],
-        words[8], words[9], words[10], words[11], words[12],
+        words[8], words[9], words[10], words[11], words[12], words[13],
     )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def spread(cut, first, last, table, first_row, last_row):
 
 @exact
 def add_block(
-    x, cut, mask, block, columns, starts, pivot, number, part_1, part_2, sum_1, sum_2,
+    x, cut, mask, block, columns, chosen, pivot, number, part_1, part_2, sum_1, sum_2,
     by_rows, inner,
 ):  # fmt: skip
     """Add a block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of the columns of a tile."""
@@ -154,8 +155,8 @@ def add_block(
     first_column, width = columns[0], columns[1] - columns[0]
     if by_rows is not None:
         channels_last.block_sums(
-            x, cut.total, cut.columns, first_row, last_row, first_column, width, mask, starts,
-            pivot, number, part_1, part_2, sum_1, sum_2,
+            x, cut.total, cut.columns, cut.fold, first_row, last_row, first_column, width,
+            mask, chosen, cut.large, pivot, number, part_1, part_2, sum_1, sum_2,
         )  # fmt: skip
     if inner is not None:
         channels_first.block_sums(
@@ -207,13 +208,12 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
     count[:] = 0
     mean[:] = 0
     m2[:] = 0
-    starts = np.empty(cut.block_rows, np.int64)
-    number = np.empty(width, np.float64)
-    pivot = np.zeros(width, coefficients.dtype)
-    part_1 = np.empty(width, coefficients.dtype)
-    part_2 = np.empty(width, coefficients.dtype)
-    sum_1 = np.empty(width, np.float64)
-    sum_2 = np.empty(width, np.float64)
+    bytes_memory = np.empty(width + LINE_BYTES, np.uint8)
+    parts_memory = np.zeros((3, width), coefficients.dtype)
+    sums_memory = np.empty((3, width), np.float64)
+    chosen, parts, sums = borrowed(bytes_memory), borrowed(parts_memory), borrowed(sums_memory)
+    pivot, part_1, part_2 = parts[0], parts[1], parts[2]
+    number, sum_1, sum_2 = sums[0], sums[1], sums[2]
     first, last = split_blocks(cut, split)
     for block in range(first, last):
         for attempt in range(2):
@@ -221,13 +221,16 @@ def statistics(x, dy, out, on, words, numbers, values, partial, coefficients, ta
             sum_1[:] = 0
             sum_2[:] = 0
             add_block(
-                x, cut, mask, block, columns, starts, pivot, number, part_1, part_2, sum_1, sum_2,
-                by_rows, inner,
+                x, cut, mask, block, columns, chosen, pivot, number, part_1, part_2,
+                sum_1, sum_2, by_rows, inner,
             )  # fmt: skip
             # Sums about a far pivot are good for finding a near one only.
             if attempt > 0 or not choose_pivots(number, sum_1, sum_2, pivot):
                 break
         absorb(number, sum_1, sum_2, pivot, count, mean, m2)
+    keep(bytes_memory)
+    keep(parts_memory)
+    keep(sums_memory)
 
 
 @exact
@@ -349,14 +352,16 @@ def normalize(x, dy, out, on, words, numbers, values, partial, coefficients, tas
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.normalize_block(
-                x, out, cut.total, cut.columns, first_row, last_row, first_column, width,
+                x, out, cut.total, cut.columns, first_row, last_row, first_column, width, cut.large,
                 mean_high, mean_low, scale, shift,
             )  # fmt: skip
         if inner is not None:
             channels_first.normalize_block(
                 x, out, inner, cut.columns, first_row, last_row, first_column, width,
-                first, last, mean_high, mean_low, scale, shift,
+                first, last, cut.large, mean_high, mean_low, scale, shift,
             )  # fmt: skip
+    if cut.large:
+        fence()
 
 
 # Backward
@@ -390,21 +395,23 @@ def gradient_sums(
     sum_dy_x[:] = 0
     mean_high = coefficients[MEAN_HIGH][first_column:last_column]
     mean_low = coefficients[MEAN_LOW][first_column:last_column]
-    part_dy = np.empty(width, coefficients.dtype)
-    part_dy_x = np.empty(width, coefficients.dtype)
+    memory = np.empty((2, width), coefficients.dtype)
+    parts = borrowed(memory)
+    part_dy, part_dy_x = parts[0], parts[1]
     first_block, last_block = split_blocks(cut, split)
     for block in range(first_block, last_block):
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.gradient_block_sums(
                 dy, x, cut.total, cut.columns, first_row, last_row, first_column, width,
-                mean_high, mean_low, part_dy, part_dy_x, sum_dy, sum_dy_x,
+                cut.large, mean_high, mean_low, part_dy, part_dy_x, sum_dy, sum_dy_x,
             )  # fmt: skip
         if inner is not None:
             channels_first.gradient_block_sums(
                 dy, x, inner, cut.columns, first_row, last_row, first_column, width,
                 first, last, mean_high, mean_low, sum_dy, sum_dy_x,
             )  # fmt: skip
+    keep(memory)
 
 
 @exact
@@ -470,6 +477,8 @@ def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task
     tile, split = task // cut.splits, cut.splits - 1 - task % cut.splits
     first_column, last_column = tile_columns(cut, tile)
     width = last_column - first_column
+    memory = np.empty(width + LINE_BYTES, np.uint8)
+    chosen = borrowed(memory)
     mean_high = coefficients[MEAN_HIGH][first_column:last_column]
     mean_low = coefficients[MEAN_LOW][first_column:last_column]
     scale = coefficients[SCALE][first_column:last_column]
@@ -481,15 +490,19 @@ def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
             channels_last.gradient_block(
-                dy, x, out, cut.total, cut.columns, first_row, last_row, first_column, width,
-                mask, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
+                dy, x, out, cut.total, cut.columns, cut.fold, first_row, last_row,
+                first_column, width, mask, chosen, cut.large,
+                mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
         if inner is not None:
             channels_first.gradient_block(
                 dy, x, out, inner, cut.columns, first_row, last_row, first_column, width,
-                first, last, mask,
+                first, last, mask, cut.large,
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
+    keep(memory)
+    if cut.large:
+        fence()
 
 
 def renorm_corrections(mean, stddev, reference_mean, reference_stddev, epsilon, limits, r, d):

@@ -210,8 +210,7 @@ def _kind(mask, inner):
 @lru_cache(maxsize=4096)
 def _plan(steps, shape, dtype, renorm, kind, mask):
     outer, channels, inner = shape
-    masked = kind in (masks.POSITION, masks.ELEMENT)
-    cut, by_rows = partition(outer, channels, inner, dtype.itemsize, masked)
+    cut, by_rows = partition(outer, channels, inner, dtype.itemsize, can_fold=kind != masks.ELEMENT)
     if kind == masks.ELEMENT:
         words = _element_words(cut, by_rows, inner, renorm, mask)
     else:

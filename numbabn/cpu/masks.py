@@ -16,8 +16,14 @@ gradient.
 """
 
 from .compile import exact
+from .half import read, write
+from .lines import full_line, lanes, write_line
 
 NONE, POSITION, ELEMENT, OFF = range(4)
+# What a mask says of a row of `fold` positions.
+EMPTY, MIXED, FULL = range(3)
+# Elements of alike rows that are worth a call of their own, which takes some 50 ns.
+LEAST_ALIKE = 2048
 
 
 @exact
@@ -30,3 +36,83 @@ def steps_to(axes, position):
     if axes.shape[1] > 0:
         steps += position * axes[1, 0]
     return steps
+
+
+@exact
+def row_state(mask, fold, row):
+    """Whether a row is EMPTY, MIXED or FULL under the mask; ELEMENT masks are not looked into."""
+    kind, on = mask[0], mask[1]
+    if kind == NONE:
+        return FULL
+    if kind == OFF:
+        return EMPTY
+    if kind == ELEMENT:
+        return MIXED
+    found = 0
+    for position in range(row * fold, (row + 1) * fold):
+        found += read(on, position) != 0
+    return EMPTY if found == 0 else (FULL if found == fold else MIXED)
+
+
+@exact
+def alike_until(mask, fold, columns, row, last_row):
+    """Where the rows that go the same way as `row` end, and which way: EMPTY, MIXED or FULL.
+
+    The way of MIXED rows is open to all, and is that of others where few are alike.
+    """
+    if mask[0] in (NONE, OFF, ELEMENT):
+        return last_row, row_state(mask, fold, row)
+    begin, state = row, row_state(mask, fold, row)
+    for later in range(row + 1, last_row + 1):
+        after = row_state(mask, fold, later) if later < last_row else MIXED
+        if after != state or later == last_row:
+            if state != MIXED and (later - begin) * columns >= LEAST_ALIKE:
+                return (later, state) if begin == row else (begin, MIXED)
+            begin, state = later, after
+    return last_row, MIXED
+
+
+@exact
+def choose_positions(on, position, channels, width, chosen):
+    """Spread a POSITION mask to `width` columns of the row that begins at `position`."""
+    begin = 0
+    while begin < width:
+        inside = full_line(read(on, position), chosen)
+        # Whole lines: what is too much, the next position writes over.
+        for j in range(begin, min(width, begin + channels), lanes(chosen)):
+            write_line(chosen, j, inside)
+        begin += channels
+        position += 1
+
+
+@exact
+def choose_elements(on, start, offsets, first_column, width, chosen):
+    """Spread an ELEMENT mask to `width` columns of the row whose steps in `on` are `start`."""
+    for j in range(width):
+        write(chosen, j, read(on, start + read(offsets, first_column + j)))
+
+
+@exact
+def count_positions(on, position, channels, width, number):
+    """Count a row, each position in its first column only."""
+    for j in range(0, width, channels):
+        write(number, j, read(number, j) + (read(on, position) != 0))
+        position += 1
+
+
+@exact
+def count_elements(width, chosen, number):
+    """Count a row, each element in its column."""
+    for j in range(width):
+        write(number, j, read(number, j) + (read(chosen, j) != 0))
+
+
+@exact
+def spread_count(mask, fold, columns, number):
+    """Give the other columns of each position what `count_positions` counted in the first."""
+    if mask[0] == ELEMENT:
+        return
+    channels = columns // fold
+    for begin in range(0, number.size, channels):
+        for j in range(begin + 1, min(number.size, begin + channels)):
+            write(number, j, read(number, begin))

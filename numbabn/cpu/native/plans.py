@@ -96,7 +96,7 @@ def make_plan(mode, steps, x, mask, attributes, operands, results):
 
 def _load_steps(steps, addresses, x):
     """Enter steps into the table; their places there, -1 for none."""
-    _, by_rows = partition(*x.shape, x.dtype.itemsize, False)
+    _, by_rows = partition(*x.shape, x.dtype.itemsize, True)
     places = []
     for step, address in zip(steps, addresses, strict=True):
         place = -1
