@@ -520,6 +520,7 @@ def backward_from_values(
             dy, x, values, None, axis, epsilon, mask, None, training, out, with_dx
         )
     target, layout = _prepare(x, axis)
+    lay.check_saved(values, layout)
     if len(layout.axes) > 1:
         logical = values.reshape(-1, *layout.channel_shape)
         values = np.stack([layout.flatten(row) for row in logical])

@@ -251,6 +251,16 @@ def check_own_memory(out: Any) -> None:
         extent += stride * (size - 1)
 
 
+def check_saved(values: Any, layout: Layout) -> None:
+    """Raise ValueError unless `values` can be what a forward pass saved."""
+    shape = (6, layout.channels)
+    if values.shape != shape or values.dtype != np.float64:
+        raise ValueError(
+            f"values must be what a forward pass saved, float64 of shape {shape}, "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+
+
 def check_epsilon(epsilon: Any) -> float:
     """`epsilon` as a float; ValueError unless it is positive and finite."""
     number = _number(epsilon, "epsilon", "a positive number")

@@ -1,5 +1,6 @@
 import importlib.util
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -324,6 +325,21 @@ def test_backward_from_plain_arrays(axis, memory, training):
     )
     for actual, wanted in zip(result, expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "came"),
+    [
+        (np.zeros((6, 4)), "float64 of shape (6, 4)"),
+        (np.zeros((6, 5), "f4"), "float32 of shape (6, 5)"),
+    ],
+    ids=["shape", "dtype"],
+)
+def test_plain_arrays_that_no_forward_saved(values, came):
+    x = np.ones((3, 5))
+    message = f"values must be what a forward pass saved, float64 of shape (6, 5), got {came}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        backward_from_values(x, x, values, axis=-1, mask=None, epsilon=1e-3)
 
 
 # Invariants

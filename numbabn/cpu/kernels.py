@@ -322,17 +322,22 @@ def forward_coefficients(
 def given_coefficients(
     x, dy, out, on, words, numbers, values, partial, coefficients, task, by_rows, inner
 ):
-    """The coefficients of a tile, from a mean, a scale (GAMMA) and a shift (BETA) as given."""
+    """The coefficients of a tile, from a mean and a variance that are given."""
     cut = partition_of(words)
+    epsilon = numbers[0]
     columns = tile_columns(cut, task)
     first, last = tile_channels(cut, columns[0], columns[1])
     for channel in range(first, last):
+        rstd = 1.0 / standard_deviation(read_row(values, VARIANCE, channel), epsilon)
+        scale, shift = scale_shift(
+            read_row(values, GAMMA, channel), read_row(values, BETA, channel), rstd, 1.0, 0.0
+        )
         high, low = in_two(coefficients, read_row(values, MEAN, channel))
         column = channel * cut.repeat
         write_row(coefficients, MEAN_HIGH, column, high)
         write_row(coefficients, MEAN_LOW, column, low)
-        write_row(coefficients, SCALE, column, read_row(values, GAMMA, channel))
-        write_row(coefficients, SHIFT, column, read_row(values, BETA, channel))
+        write_row(coefficients, SCALE, column, scale)
+        write_row(coefficients, SHIFT, column, shift)
     spread(cut, first, last, coefficients, MEAN_HIGH, SHIFT + 1)
 
 

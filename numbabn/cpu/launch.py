@@ -85,25 +85,14 @@ def _copy_rows(source, first, target, rows):
             target[row, channel] = source[first + row, channel]
 
 
-def _fill_scale_shift(values, epsilon):
-    """What `kernels.given_coefficients` reads, in place of gamma and beta."""
-    for channel in range(values.shape[1]):
-        rstd = 1.0 / kernels.standard_deviation(values[kernels.VARIANCE, channel], epsilon)
-        values[kernels.GAMMA, channel], values[kernels.BETA, channel] = kernels.scale_shift(
-            values[kernels.GAMMA, channel], values[kernels.BETA, channel], rstd, 1.0, 0.0
-        )
-
-
 # Loops: Numba takes longer to compile assignments of slices than all the rest of an operation.
 fill = kernel(_fill_row, "fill", parallel=False)
 copy_rows = kernel(_copy_rows, "copy_rows", parallel=False)
-fill_scale_shift = kernel(_fill_scale_shift, "fill_scale_shift", parallel=False)
 memory, run = tasks.memory, tasks.run_parallel
 # What these are in an operation that is compiled.
 _COMPILED = {
     "fill": exact(_fill_row),
     "copy_rows": exact(_copy_rows),
-    "fill_scale_shift": exact(_fill_scale_shift),
     "memory": exact(tasks.memory),
     "run": tasks.run_serial,
 }
@@ -142,11 +131,11 @@ def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, save
 @_Operation
 def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
     values, scratch = memory(words)
+    scratch[0] = epsilon
     fill(values[kernels.MEAN], mean, 0.0)
     fill(values[kernels.VARIANCE], variance, 0.0)
     fill(values[kernels.GAMMA], gamma, 1.0)
     fill(values[kernels.BETA], beta, 0.0)
-    fill_scale_shift(values, epsilon)
     run(steps, x, dy, out, on, words, values, scratch)
 
 

@@ -116,11 +116,7 @@ def backward(
     prepared = prepare(x, axis)
     layout = prepared.layout
     saved = describe(values, "values", prepared.x)
-    if saved.shape != (kernels.SAVED, layout.channels) or saved.dtype != FLOAT64:
-        raise ValueError(
-            f"values must be what a forward pass saved, float64 of shape "
-            f"{(kernels.SAVED, layout.channels)}, got {saved.dtype} of shape {saved.shape}"
-        )
+    lay.check_saved(saved, layout)
     steps = contiguous_strides(layout.channel_shape) if order is None else channel_steps(order)
     saved = reordered(saved, layout, steps, channel_steps(layout))
     if not training:

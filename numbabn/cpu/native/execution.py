@@ -19,7 +19,7 @@ from ..compile import exact
 from ..partition import Partition
 from . import callbacks, jobs, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
-from .plans import AT, FORWARD, HEAD, NORMALIZE, RENORM_FORWARD
+from .plans import AT, FORWARD, HEAD, RENORM_FORWARD
 
 _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
     Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
@@ -174,14 +174,9 @@ def _fill(plan, operands, values, epsilon):
         values[kernels.MEAN] = 0.0
         values[kernels.R] = 1.0
         values[kernels.D] = 0.0
-        variance = values[kernels.VARIANCE]
-        memory.read_floats(operands[plan[AT.moving_variance]], variance)
+        memory.read_floats(operands[plan[AT.moving_variance]], values[kernels.VARIANCE])
         if plan[AT.moving_mean] >= 0:
             memory.read_floats(operands[plan[AT.moving_mean]], values[kernels.MEAN])
-        if plan[AT.mode] == NORMALIZE:
-            for channel in range(variance.size):
-                rstd = 1.0 / kernels.standard_deviation(variance[channel], epsilon)
-                values[kernels.GAMMA, channel] *= rstd
 
 
 @exact
