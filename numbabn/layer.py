@@ -400,33 +400,32 @@ class BatchNormalization:
 
     def _moved(self, saved: Saved) -> dict[str, NDArray[Any]]:
         """The weights after the batch: those that move, moved."""
-        statistics = saved.statistics
-        batch = {
-            "mean": statistics.mean,
-            "variance": statistics.variance,
-            "stddev": formulas.standard_deviation(statistics.variance, self.epsilon),
-        }
+        count, mean, variance = (saved._row(index) for index in range(3))
         moved: dict[str, Any] = {}
 
-        def move(name: str, momentum: float) -> None:
+        def move(name: str, batch: NDArray[np.float64], momentum: float) -> None:
             moving = self._weights[name].astype(np.float64)
-            moved[name] = formulas.moving_average(moving, batch[name.split("_")[1]], momentum)
+            moved[name] = formulas.moving_average(moving, batch, momentum)
 
-        move("moving_mean", self.momentum)
+        move("moving_mean", mean, self.momentum)
         if self.renorm and self.renorm_momentum is not None:
-            move("moving_stddev", self.momentum)
+            stddev = formulas.standard_deviation(variance, self.epsilon)
+            move("moving_stddev", stddev, self.momentum)
             moved["moving_variance"] = formulas.variance_from_stddev(
                 moved["moving_stddev"], self.epsilon
             )
-            move("renorm_mean", self.renorm_momentum)
-            move("renorm_stddev", self.renorm_momentum)
+            move("renorm_mean", mean, self.renorm_momentum)
+            move("renorm_stddev", stddev, self.renorm_momentum)
         else:
-            move("moving_variance", self.momentum)
+            move("moving_variance", variance, self.momentum)
         weights = dict(self._weights)
+        some_empty = not count.all()
         for name, values in moved.items():
             old = weights[name]
-            # A channel without a single element has nothing to move to.
-            weights[name] = np.where(statistics.count > 0, values, old).astype(old.dtype)
+            if some_empty:
+                # A channel without a single element has nothing to move to.
+                values = np.where(count > 0, values, old)
+            weights[name] = values.astype(old.dtype)
         return weights
 
     def backward(self, dy: Array) -> Array:

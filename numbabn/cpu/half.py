@@ -96,11 +96,11 @@ def keep(array):
     """What `array` holds is needed until here."""
 
 
-def element_pointer(context, builder, signature, arguments):
+def element_pointer(context, builder, signature, arguments, inbounds=True):
     array_type, index_type = signature.args[:2]
     struct = context.make_array(array_type)(context, builder, arguments[0])
     offset = context.cast(builder, arguments[1], index_type, types.intp)
-    return builder.gep(struct.data, [offset], inbounds=True)
+    return builder.gep(struct.data, [offset], inbounds=inbounds)
 
 
 _WORD = ir.IntType(32)
@@ -244,7 +244,9 @@ def _row_writer(typing_context, table, row, index, value):
 def _prefetcher(typing_context, array, index):
     def generate(context, builder, signature, arguments):
         byte = ir.IntType(8).as_pointer()
-        pointer = builder.bitcast(element_pointer(context, builder, signature, arguments), byte)
+        # It may point beyond the array, which LLVM must not take for a promise.
+        pointer = element_pointer(context, builder, signature, arguments, inbounds=False)
+        pointer = builder.bitcast(pointer, byte)
         function_type = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], function_type)
         # For reading; to every level of the cache; data.
