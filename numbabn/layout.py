@@ -254,7 +254,7 @@ def check_own_memory(out: Any) -> None:
 def check_saved(values: Any, layout: Layout) -> None:
     """Raise ValueError unless `values` can be what a forward pass saved."""
     shape = (6, layout.channels)
-    if values.shape != shape or values.dtype != np.float64:
+    if values.shape != shape or values.dtype.name != "float64":
         raise ValueError(
             f"values must be what a forward pass saved, float64 of shape {shape}, "
             f"got {values.dtype} of shape {values.shape}"
