@@ -26,7 +26,7 @@ from .targets import device_operations, on_device, target_of
 Array = Any  # an array of x's library
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Saved:
     """What a training forward keeps for its backward: per-channel values and the mask.
 
@@ -34,7 +34,7 @@ class Saved:
         statistics: the :class:`BatchStatistics` that `x` was normalized with.
         r, d: the correction of renorm; 1 and 0 without it. Float64, one value a channel.
 
-    All of it is read-only. A bool mask is referred to, not copied: like `x`, it is to stay as
+    Its arrays are read-only. A bool mask is referred to, not copied: like `x`, it is to stay as
     it is until the backward pass. Of an `x` on a device, all of it is there too.
     """
 
@@ -264,6 +264,7 @@ def gradients_of_normalize(
     values[1], values[2], values[4] = flat_mean, flat_variance, 0.0
     if gamma is not None:
         values[5] = lay.channel_values(gamma, "gamma", layout)
+    values.setflags(write=False)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
     return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs, with_dx)
 
@@ -417,8 +418,8 @@ def _reference(renorm: Renorm | None, layout: Layout) -> tuple[Any, Any, Any] | 
     if renorm is None:
         return None
     return (
-        lay.channel_values(renorm.mean, "renorm.mean", layout),
-        lay.channel_values(renorm.stddev, "renorm.stddev", layout),
+        lay.channel_values(renorm.mean, "renorm.mean", layout).astype(np.float64, copy=False),
+        lay.channel_values(renorm.stddev, "renorm.stddev", layout).astype(np.float64, copy=False),
         renorm.clipping.limits,
     )
 
@@ -521,6 +522,8 @@ def backward_from_values(
         )
     target, layout = _prepare(x, axis)
     lay.check_saved(values, layout)
+    values = np.require(values, requirements=("C", "A")).view()
+    values.setflags(write=False)
     if len(layout.axes) > 1:
         logical = values.reshape(-1, *layout.channel_shape)
         values = np.stack([layout.flatten(row) for row in logical])

@@ -254,7 +254,7 @@ def check_own_memory(out: Any) -> None:
 def check_saved(values: Any, layout: Layout) -> None:
     """Raise ValueError unless `values` can be what a forward pass saved."""
     shape = (6, layout.channels)
-    if values.shape != shape or values.dtype.name != "float64":
+    if values.shape != shape or float_name(values.dtype) != "float64":
         raise ValueError(
             f"values must be what a forward pass saved, float64 of shape {shape}, "
             f"got {values.dtype} of shape {values.shape}"
@@ -315,10 +315,13 @@ def _host_array(values: Any, name: str) -> NDArray[Any]:
 
 
 def _real(values: Any, name: str) -> NDArray[Any]:
-    """Real numbers as an array of float32 where they are, otherwise of float64."""
+    """Real numbers as an array of float32 where they are, otherwise of float64.
+
+    A copy unless the array is as plain as most are: compiled code knows no others.
+    """
     array = values if type(values) is np.ndarray else _host_array(values, name)
     if array.dtype in _PARAMETERS:
-        return array
+        return array if array.flags.carray else array.copy()
     if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
         raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
     return array.astype(np.float64)

@@ -8,9 +8,11 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import numbabn
+from numbabn.cpu import launch
 from processes import run_python
 
 pytestmark = pytest.mark.jit
@@ -336,6 +338,29 @@ shutil.rmtree({str(cache)!r})
 open({str(cache)!r}, "w").close()
 x = np.float32([[1.0, 2.0], [3.0, 4.0]])
 np.testing.assert_array_equal(numbabn.batch_statistics(x).mean, [2.0, 3.0])
+# On Numba's threads.
+x = np.tile(x, (40000, 1))
+np.testing.assert_array_equal(numbabn.batch_norm_forward(x)[1].statistics.mean, [2.0, 3.0])
+np.testing.assert_array_equal(numbabn.renorm_correction([3.0], [0.0], [1.0], [2.0])[1], [1.0])
 """,
         NUMBA_CACHE_DIR=str(cache),
     )
+
+
+@pytest.mark.jit
+def test_what_differs_in_values_alone_compiles_nothing_anew():
+    x, gamma = np.ones((8, 3, 4), np.float32), np.ones(4, np.float32)
+    _, saved = numbabn.batch_norm_forward(x, gamma, gamma)
+    numbabn.batch_norm_backward(x, x, saved)
+    operations = (launch._forward, launch._backward)
+    compiled = [list(operation.serial.compiled.signatures) for operation in operations]
+    frozen = np.ones(4, np.float32)
+    frozen.flags.writeable = False
+    for axis in (0, 1, 2):
+        channels = np.ones(2 * x.shape[axis], np.float32)[::2]
+        for mask in (None, np.ones((8, 3)), np.ones((8, 3, 4), bool), np.ones((1, 3, 1))):
+            _, saved = numbabn.batch_norm_forward(x, channels, channels, axis=axis, mask=mask)
+            numbabn.batch_norm_backward(x, x, saved)
+    numbabn.batch_norm_forward(x, frozen, frozen)
+    numbabn.normalize_backward(x, x, frozen, frozen)
+    assert [list(operation.serial.compiled.signatures) for operation in operations] == compiled

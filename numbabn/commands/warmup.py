@@ -68,8 +68,10 @@ def compile_all(dtype: str, layout: str) -> None:
         x = np.zeros(shape, _dtype(dtype))
         # Parameters of the dtype that a layer's have.
         ones = np.ones(CHANNELS, np.float64 if x.dtype == np.float64 else np.float32)
+        numbabn.batch_norm_forward(x, ones, ones, axis=axis, renorm=numbabn.Renorm(ones, ones))
         _, saved = numbabn.batch_norm_forward(x, ones, ones, axis=axis)
         numbabn.batch_norm_backward(x, x, saved)
+        numbabn.batch_statistics(x, axis=axis)
         numbabn.normalize(x, ones, ones, ones, ones, axis=axis)
 
 

@@ -1,7 +1,8 @@
 """Blocks of rows: the channel is the fastest axis, and a row holds every channel.
 
-The memory is seen as rows of `columns` elements. The loop over columns is the one that
-LLVM vectorizes, with an accumulator for each column. The last row may be shorter than the
+The memory is seen as rows of `columns` elements, with an accumulator for each column. In the cache
+several rows are taken at a time, by loops over columns that LLVM vectorizes; out of memory and
+under a mask one at a time, in lines (see `lines`). The last row may be shorter than the
 others, because narrow tensors are taken several positions a row (see `partition`).
 
 Under a mask a row is full, empty or mixed. Full and empty ones take loops that know no mask; the

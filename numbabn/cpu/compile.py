@@ -69,17 +69,34 @@ def _cached(compile, name):
         return compile(cache=False)
 
 
-def kernel(function, name, parallel, keep=True, **bindings):
+class _Kernel:
+    """A function that is compiled on its first call, for the types of that call."""
+
+    __slots__ = ("_compile", "compiled")
+
+    def __init__(self, compile, name):
+        self._compile = compile
+        self.compiled = _cached(compile, name)
+
+    def __call__(self, *arguments):
+        try:
+            return self.compiled(*arguments)
+        except OSError:
+            # The folder could be written to when this process began, and cannot be now.
+            self.compiled = self._compile(cache=False)
+            return self.compiled(*arguments)
+
+
+def kernel(function, name, parallel, **bindings):
     """`function` compiled on its first call, for the types of that call.
 
-    keep: whether the compiled code is kept for other processes
     bindings: globals of `function` that this compilation has to itself
     """
     copy = _named(function, name, **bindings)
     if config.DISABLE_JIT:
         return copy
     options = {"parallel": parallel, "no_cfunc_wrapper": True, **_OPTIONS}
-    return _cached(lambda cache: njit(cache=cache and keep, **options)(copy), name)
+    return _Kernel(lambda cache: njit(cache=cache, **options)(copy), name)
 
 
 def c_function(function, name, signature, **bindings):
@@ -96,4 +113,4 @@ def cache_folder():
     if config.DISABLE_JIT:
         return None
     probe = kernel(_sources_digest, "probe", parallel=False)
-    return probe.stats.cache_path
+    return probe.compiled.stats.cache_path

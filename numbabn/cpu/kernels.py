@@ -1,8 +1,8 @@
 """The kernels: what one task does, over the tasks of a partition.
 
 A training forward has three steps: `statistics`, `forward_coefficients` and `normalize`;
-a backward three like them. `compile.task` compiles each for a dtype and a layout, and
-`compile.run` runs them over tasks and tiles. The loops over elements are in
+a backward three like them. `tasks.load` compiles each for a dtype and a layout, and
+`tasks.run` runs them over tasks and tiles. The loops over elements are in
 `channels_last` and `channels_first`, the mathematics in `formulas`.
 
 The arguments of every task (an array that a step does not use is empty):

@@ -22,7 +22,10 @@ from .compile import exact, kernel
 from .half import BFLOAT, HALF
 from .partition import LEAST_RUN, partition
 
+# Read-only, as every mask is made: an operation is compiled for the types of its arrays, and
+# those are then the same with a mask and without.
 _NO_BYTES = np.zeros(0, np.uint8)
+_NO_BYTES.flags.writeable = False
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
 STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
@@ -105,12 +108,9 @@ class _Operation:
     """
 
     def __init__(self, function):
+        name = function.__name__.removeprefix("_")
         self.threaded = function
-        self.serial = self.compiled(keep=True)
-
-    def compiled(self, keep):
-        name = self.threaded.__name__.removeprefix("_")
-        return kernel(self.threaded, name, parallel=False, keep=keep, **_COMPILED)
+        self.serial = kernel(function, name, parallel=False, **_COMPILED)
 
 
 @_Operation
@@ -156,18 +156,12 @@ def _launch(operation, plan, x, dy, out, mask, *arguments):
         out = x
     if plan.bits is not None:
         x, dy, out = x.view(plan.bits), dy.view(plan.bits), out.view(plan.bits)
-    on = _NO_BYTES if mask is None else mask.on.reshape(-1)
-    call = (plan.steps, plan.words, x, dy, out, on, *arguments)
-    if threads.is_parallel(x.size):
-        operation.threaded(*call)
-        return
-    try:
-        operation.serial(*call)
-    except OSError:
-        # The folder of compiled code could be written to when this process began, and cannot
-        # be now.
-        operation.serial = operation.compiled(keep=False)
-        operation.serial(*call)
+    on = _NO_BYTES
+    if mask is not None:
+        on = mask.on.reshape(-1)
+        on.flags.writeable = False
+    call = operation.threaded if threads.is_parallel(x.size) else operation.serial
+    call(plan.steps, plan.words, x, dy, out, on, *arguments)
 
 
 class _Plan(NamedTuple):

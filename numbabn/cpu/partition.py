@@ -32,7 +32,7 @@ RUN_BLOCK = 1 << 14
 # must not show beside the rows themselves.
 ROW_BLOCK = 256
 # Columns of a tile: rows of 8 KB are long enough for the processor's own prefetch, and what
-# belongs to 2048 columns, 40 to 60 KB, is read from the second-level cache once in four rows.
+# belongs to 2048 columns, 40 to 60 KB, is still in the second-level cache.
 ROW_TILE = 2048
 # Half of the smallest second-level cache in common use (1 MB): what a fused task may hold.
 FUSED_BYTES = 512 * 1024

@@ -1,7 +1,6 @@
 """The launchers: which kernels, how many blocks, what scratch.
 
-The names and arguments are those of `numbabn.cpu.launch`, with two differences: parameters
-are read by kernels as they are, so nothing is computed from them before; and every result is
+The names and arguments are those of `numbabn.cpu.launch`, with one difference: every result is
 memory that the caller gives. All arguments are `device.DeviceArray`s.
 
     x, dy, out              in canonical form, (outer, channels, inner), contiguous
