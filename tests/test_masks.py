@@ -188,3 +188,23 @@ def test_a_mask_that_is_all_on_is_no_mask():
     masked_y, masked, _ = run(case.x, case.dy, case.gamma, 1, np.ones((6, 5)))
     assert_close(masked_y, y.astype(np.float64), scale=4)
     np.testing.assert_array_equal(masked.statistics.count, saved.statistics.count)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [4, 20, 300])
+@pytest.mark.parametrize("channels", [64, 700])
+def test_a_batch_with_padding_behind_it_gives_the_bits_of_the_batch(channels, rows, dtype):
+    """Of fewer channels several positions are a row, and then they are added in another order."""
+    case = make_case((rows, channels), -1, dtype)
+    padding = np.full((max(1, rows // 3), channels), np.nan, dtype)
+    padded = np.concatenate([case.x, padding])
+    dy = np.concatenate([case.dy, np.zeros_like(padding)])
+    mask = np.arange(len(padded)) < rows
+    y, saved, (dx, *gradients) = run(case.x, case.dy, case.gamma, -1, None)
+    same_y, same_saved, (same_dx, *same_gradients) = run(padded, dy, case.gamma, -1, mask)
+    assert same_y[:rows].tobytes() == y.tobytes()
+    assert same_saved.values.tobytes() == saved.values.tobytes()
+    assert same_dx[:rows].tobytes() == dx.tobytes()
+    for one, other in zip(same_gradients, gradients, strict=True):
+        assert one.tobytes() == other.tobytes()

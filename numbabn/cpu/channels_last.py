@@ -183,7 +183,7 @@ def block_sums(
     clear(width, part_1)
     clear(width, part_2)
     while row < end:
-        until, state = alike_until(mask, fold, columns, row, end)
+        until, state = alike_until(mask, fold, columns, large, row, end)
         full += until - row if state == FULL else 0
         while state != EMPTY and row < until:
             rows = min(until - row, GROUP - held)
@@ -208,15 +208,16 @@ def block_sums(
             x, columns, fold, total // columns, 1, first_column, row_width, mask, chosen,
             pivot, number, part_1, part_2,
         )  # fmt: skip
-    add_part(width, part_1, sum_1)
-    add_part(width, part_2, sum_2)
-    spread_count(mask, fold, columns, number)
-    for j in range(width):
-        write(number, j, read(number, j) + full)
-    if row_width > 0 and mask[0] == NONE:
-        add_part_of_row(x, start, 0, row_width, pivot, sum_1, sum_2)
+    elif row_width > 0:
+        add_part_of_row(x, start, 0, row_width, pivot, part_1, part_2)
         for j in range(row_width):
             write(number, j, read(number, j) + 1)
+    add_part(width, part_1, sum_1)
+    add_part(width, part_2, sum_2)
+    if mask[0] != NONE:
+        spread_count(mask, fold, columns, number)
+    for j in range(width):
+        write(number, j, read(number, j) + full)
 
 
 @elementwise
@@ -479,7 +480,7 @@ def gradient_block(
     stream = large and width >= LEAST_STREAM * lanes(out)
     row, last_full = first_row, min(last_row, total // columns)
     while row < last_full:
-        end, state = alike_until(mask, fold, columns, row, last_full)
+        end, state = alike_until(mask, fold, columns, large, row, last_full)
         start, rows = row * columns + first_column, end - row
         if state == EMPTY:
             scale_rows(dy, out, start, columns, rows, width, stream, scale)

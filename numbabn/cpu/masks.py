@@ -55,18 +55,21 @@ def row_state(mask, fold, row):
 
 
 @exact
-def alike_until(mask, fold, columns, row, last_row):
+def alike_until(mask, fold, columns, large, row, last_row):
     """Where the rows that go the same way as `row` end, and which way: EMPTY, MIXED or FULL.
 
-    The way of MIXED rows is open to all, and is that of others where few are alike.
+    The way of MIXED rows is open to all, and is that of others where few of a large tensor are
+    alike. In a small one it is not: so a batch with padding behind it gives the bits of the
+    batch alone.
     """
+    least = LEAST_ALIKE if large else 0
     if mask[0] in (NONE, OFF, ELEMENT):
         return last_row, row_state(mask, fold, row)
     begin, state = row, row_state(mask, fold, row)
     for later in range(row + 1, last_row + 1):
         after = row_state(mask, fold, later) if later < last_row else MIXED
         if after != state or later == last_row:
-            if state != MIXED and (later - begin) * columns >= LEAST_ALIKE:
+            if state != MIXED and (later - begin) * columns >= least:
                 return (later, state) if begin == row else (begin, MIXED)
             begin, state = later, after
     return last_row, MIXED
