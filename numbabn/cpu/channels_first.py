@@ -27,10 +27,10 @@ from .masks import ELEMENT, NONE, OFF, steps_to
 # float32 sums of a run: 4096 terms in 32 lanes or more lose nothing that shows at 2e-6. The sums
 # of longer runs go on in float64.
 SEGMENT = 4096
-# How far ahead of a run what comes next is asked for, in elements: the processor's own prefetch
+# How far ahead of a run what comes next is asked for, in lines: the processor's own prefetch
 # starts anew at every run, and 4 KB take about as long to come as they take to add up.
 AHEAD = 64
-# A run of fewer lines is not summed in lines.
+# A run of fewer lines is not summed in lines: four are added up at a time.
 LONG = 4
 # A run of fewer lines is not streamed: the lines that it shares with its neighbours would be
 # written twice, and read before.
