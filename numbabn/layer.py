@@ -20,6 +20,7 @@ from .functional import (
     normalize_backward,
 )
 from .layout import Axis, check_array, check_epsilon, check_momentum, layout_of, plain_axis
+from .outputs import KeptOutputs
 from .renorm import Renorm, RenormClipping
 from .targets import device_operations, on_device, target_of
 
@@ -40,18 +41,6 @@ def _parameter_dtype(dtype: Any) -> np.dtype[Any]:
 def _host(array: Array) -> NDArray[Any]:
     """An array of any library as a NumPy array; waits for a device."""
     return device_operations().to_host(array) if on_device(array) else np.asarray(array)
-
-
-def _overlap(kept: Array, other: Array, name: str) -> bool:
-    """Whether an output may share memory with an argument, whose name is for errors."""
-    if isinstance(kept, np.ndarray):
-        return isinstance(other, np.ndarray) and np.may_share_memory(kept, other)
-    if not on_device(other):
-        return False
-    describe = device_operations().describe
-    low, high = describe(kept, "out").extent
-    first, end = describe(other, name).extent
-    return bool(first < high and low < end)
 
 
 def _weight(name: str) -> property:
@@ -184,8 +173,8 @@ class BatchNormalization:
         self._place: Any = None
         # The last training call: its input, and what its backward needs.
         self._taped: tuple[Array, Saved | None] | None = None
-        # With `reuse_outputs`, "y" and "dx": what inputs each is for, and the array.
-        self._outputs: dict[str, tuple[Any, Array]] = {}
+        # With `reuse_outputs`, "y" and "dx".
+        self._outputs = KeptOutputs()
 
     @property
     def renorm_clipping(self) -> RenormClipping:
@@ -249,7 +238,7 @@ class BatchNormalization:
         if place is not None:
             weights = {name: place.array(values) for name, values in weights.items()}
         self._weights, self._place = weights, place
-        self.gradients, self._taped, self._outputs = {}, None, {}
+        self.gradients, self._taped, self._outputs = {}, None, KeptOutputs()
         return self
 
     def __call__(self, x: Array, training: bool = False, mask: Array | None = None) -> Array:
@@ -305,7 +294,7 @@ class BatchNormalization:
             return self(x, training, mask)
         except BaseException:
             # An interrupt too: a layer that has not run is not built. It goes on to the caller.
-            self._weights, self._place, self._outputs = {}, place, {}
+            self._weights, self._place, self._outputs = {}, place, KeptOutputs()
             raise
 
     def _described(self, x: Array) -> Any:
@@ -338,25 +327,16 @@ class BatchNormalization:
             )
 
     def _reusable(self, name: str, inputs: dict[str, Array]) -> Array | None:
-        """The array to write an output into, or None where there has to be a new one.
-
-        inputs: x, and what else is not to be overwritten; for `backward` may read it again
-        """
-        if not self.reuse_outputs or name not in self._outputs:
+        """Where to write an output: with `reuse_outputs` over an earlier one, where it fits."""
+        if not self.reuse_outputs:
             return None
-        form, kept = self._outputs[name]
-        if form != self._form(inputs["x"]):
-            return None
-        overlaps = any(_overlap(kept, each, of) for of, each in inputs.items())
-        return None if overlaps else kept
+        return self._outputs.fitting(name, self._form(inputs["x"]), inputs)
 
     def _kept(self, name: str, x: Array, output: Array) -> Array:
         """`output`; with `reuse_outputs` it is kept, for the next input like `x`."""
         if not self.reuse_outputs:
             return output
-        self._outputs[name] = (self._form(x), output)
-        # The shape and the flags of what the caller gets may change, and these may not.
-        return output.view() if isinstance(output, np.ndarray) else output
+        return self._outputs.keep(name, self._form(x), output)
 
     def _form(self, x: Array) -> tuple[Any, ...]:
         """What inputs have in common whose outputs can be of the same memory."""
@@ -527,7 +507,13 @@ class BatchNormalization:
             attribute: {name: _host(each) for name, each in getattr(self, attribute).items()}
             for attribute in ("_weights", "gradients")
         }
-        return {**self.__dict__, **arrays, "_taped": None, "_outputs": {}, "_place": None}
+        return {
+            **self.__dict__,
+            **arrays,
+            "_taped": None,
+            "_outputs": KeptOutputs(),
+            "_place": None,
+        }
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
