@@ -37,10 +37,17 @@ elementwise = njit(fastmath={"contract"}, forceinline=True, **_INNER)
 exact = njit(fastmath=False, **_INNER)
 
 
+# Where everything that is compiled for the CPU comes from, `formulas` apart.
+_FOLDERS = ("cpu", "embedded")
+
+
 def _sources_digest():
-    folder = Path(__file__).parent
-    digest = hashlib.sha256((folder.parent / "formulas.py").read_bytes())
-    for path in sorted(folder.rglob("*.py")):
+    package = Path(__file__).parent.parent
+    sources = [package / "formulas.py", package / "channels.py"]
+    for folder in _FOLDERS:
+        sources += sorted((package / folder).rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

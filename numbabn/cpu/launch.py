@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kernels, masks, tasks, threads
+from . import masks, tasks, threads
+from . import steps as kernels
 from .compile import exact, kernel
-from .half import BFLOAT, HALF
+from .elements import BFLOAT, HALF
 from .partition import LEAST_RUN, partition
 
 # Read-only, as every mask is made: an operation is compiled for the types of its arrays, and
@@ -168,7 +169,7 @@ class _Plan(NamedTuple):
     """All that follows from a call's shape, dtype and kind of mask."""
 
     steps: Any  # as `tasks.run` takes them
-    words: NDArray[np.int64]  # what every step reads, see `kernels`
+    words: NDArray[np.int64]  # what every step reads, see `steps`
     bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
     gradients: np.dtype[Any]  # of gamma and beta
 

@@ -1,4 +1,4 @@
-"""Masks inside kernels.
+"""Masks inside steps.
 
 A kernel gets its mask as a tuple:
 
@@ -16,8 +16,8 @@ gradient.
 """
 
 from .compile import exact
-from .half import read, write
-from .lines import full_line, lanes, write_line
+from .elements import read, write
+from .vectors import full_line, lanes, write_line
 
 NONE, POSITION, ELEMENT, OFF = range(4)
 # What a mask says of a row of `fold` positions.

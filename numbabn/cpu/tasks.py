@@ -1,4 +1,4 @@
-"""Running the steps of `kernels` over tasks.
+"""Running the steps of `steps` over tasks.
 
 A step is compiled once for a dtype and a layout, as a C function. `run` calls up to four
 of them; it is compiled with `parallel=True` and, from the same body, serial, for small
@@ -15,10 +15,11 @@ from llvmlite import ir
 from numba import carray, config, prange, types
 from numba.extending import intrinsic
 
-from . import kernels, threads
+from . import steps as kernels
+from . import threads
 from .compile import c_function, exact, kernel
-from .kernels import COEFFICIENTS, VALUES
 from .partition import Partition
+from .steps import COEFFICIENTS, VALUES
 
 _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
     Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
@@ -176,7 +177,7 @@ _compiled: dict[Any, Any] = {}
 
 
 def load(steps, dtype_name, by_rows, inner):
-    """Steps of `kernels` as `run` takes them; compiled, or loaded, on first use."""
+    """Steps of `steps` as `run` takes them; compiled, or loaded, on first use."""
     if config.DISABLE_JIT:
         layout = (True, None) if by_rows else (None, inner)
         return [step and partial(_call_with, step, layout) for step in steps]

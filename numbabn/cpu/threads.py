@@ -2,7 +2,7 @@
 
 Numba's `workqueue` layer aborts the process when two threads launch at once, so a lock
 serves it. GNU OpenMP aborts in a forked child whose parent had used it, so a forked child
-runs the serial kernels.
+runs the serial steps.
 """
 
 import os

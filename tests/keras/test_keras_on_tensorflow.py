@@ -90,7 +90,7 @@ def test_output_outlives_what_made_it():
 @pytest.mark.parametrize("training", [True, False])
 def test_unused_gradients_leave_the_graph(training, monkeypatch):
     """What nobody reads does not run: here dx, and with it in training all of the backward."""
-    from numbabn.cpu.tensorflow_op import specs
+    from numbabn.embedded.tensorflow import records as specs
 
     ran = []
 

@@ -16,9 +16,11 @@ if os.environ.get("KERAS_BACKEND") != "tensorflow":
 import tensorflow as tf
 from operands import PLAIN, make_inputs, training_outputs
 
-from numbabn.cpu import launch, tensorflow_op
-from numbabn.cpu.native import table
-from numbabn.cpu.tensorflow_op import registration, specs
+from numbabn.cpu import launch
+from numbabn.embedded import table
+from numbabn.embedded import tensorflow as tensorflow_op
+from numbabn.embedded.tensorflow import operator as registration
+from numbabn.embedded.tensorflow import records as specs
 from numbabn.keras.bridges import Late
 from numbabn.keras.bridges import tensorflow as bridge
 from numbabn.keras.operations import INFERENCE, TRAINING, Attributes
@@ -491,8 +493,8 @@ def test_threads(number):
 _THREADS = """
 import os
 import tensorflow as tf
-from numbabn.cpu import tensorflow_op
-from numbabn.cpu.native import table
+from numbabn.embedded import tensorflow as tensorflow_op
+from numbabn.embedded import table
 
 tf.config.threading.set_intra_op_parallelism_threads(4)
 assert tensorflow_op.is_available()

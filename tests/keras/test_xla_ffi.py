@@ -19,9 +19,9 @@ from jax import export
 from operands import PLAIN, make_inputs, training_outputs
 
 from numbabn import layout
-from numbabn.cpu import xla_ffi
-from numbabn.cpu.native import table
-from numbabn.cpu.xla_ffi import operations
+from numbabn.embedded import table
+from numbabn.embedded import xla as xla_ffi
+from numbabn.embedded.xla import calls as operations
 from numbabn.keras.bridges import Late
 from numbabn.keras.bridges import jax as bridge
 from numbabn.keras.operations import INFERENCE, TRAINING, Attributes
@@ -485,8 +485,8 @@ def test_serial_in_a_forked_child():
 
 _FORKED = """
 import os
-from numbabn.cpu import xla_ffi
-from numbabn.cpu.native import table
+from numbabn.embedded import xla as xla_ffi
+from numbabn.embedded import table
 
 assert xla_ffi.is_available()
 print(table.entries[table.PARALLEL], flush=True)

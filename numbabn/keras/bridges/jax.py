@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cpu import xla_ffi
+from ...embedded import xla as xla_ffi
 from .. import device
 from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ...cpu import tensorflow_op
+from ...embedded import tensorflow as tensorflow_op
 from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
 
 SUPPORTS_JIT = False  # XLA knows neither the kernels' operator nor Python.

@@ -10,8 +10,8 @@ from typing import Any
 import llvmlite.binding
 from numba import types
 
-from .. import threads
-from ..compile import c_function
+from ..cpu import threads
+from ..cpu.compile import c_function
 from . import callbacks, jobs, table
 
 _MESSAGES = {

@@ -8,8 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .. import tasks, threads
-from ..compile import exact
+from ..cpu import tasks, threads
+from ..cpu.compile import exact
 from . import table
 from .memory import call
 from .memory import words as words_at

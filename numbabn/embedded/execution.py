@@ -13,10 +13,10 @@ with a word of its own, `source`:
 import numpy as np
 from numba import carray
 
-from ... import formulas
-from .. import kernels
-from ..compile import exact
-from ..partition import Partition
+from .. import formulas
+from ..cpu import steps
+from ..cpu.compile import exact
+from ..cpu.partition import Partition
 from . import callbacks, jobs, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
 from .plans import AT, FORWARD, HEAD, RENORM_FORWARD
@@ -53,8 +53,8 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     # One piece of memory for the job and the scratch of its steps. float32 coefficients fill
     # half of their part.
     channels, columns = words[_CHANNELS], words[_COLUMNS]
-    values_size, partial_size = kernels.VALUES * channels, words[_SPLITS] * 3 * columns
-    size = jobs.JOB + _NUMBERS + values_size + partial_size + kernels.COEFFICIENTS * columns
+    values_size, partial_size = steps.VALUES * channels, words[_SPLITS] * 3 * columns
+    size = jobs.JOB + _NUMBERS + values_size + partial_size + steps.COEFFICIENTS * columns
     job = memory.call(table.entry(table.ALLOCATE), (8 * size,))
     if job == 0:
         code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY)
@@ -66,7 +66,7 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     epsilon = memory.double(plan[AT.epsilon])
     numbers = carray(memory.pointer(numbers_address), (_NUMBERS,), np.float64)
     numbers[0], numbers[1:] = epsilon, limits
-    values = carray(memory.pointer(values_address), (kernels.VALUES, channels), np.float64)
+    values = carray(memory.pointer(values_address), (steps.VALUES, channels), np.float64)
     _fill(plan, operands, values, epsilon)
 
     x = operands[plan[AT.x], DATA]
@@ -117,9 +117,9 @@ def _fits(plan, operands, words):
         if place in (AT.x, AT.dy):
             expected = words[_TOTAL]
         elif place == AT.mask:
-            expected = words[kernels.MASK_BYTES]
+            expected = words[steps.MASK_BYTES]
         elif place == AT.values:
-            expected = kernels.SAVED * channels
+            expected = steps.SAVED * channels
         elif place >= AT.rmin:
             expected = 1
         if plan[place] >= 0 and operands[plan[place], ELEMENTS] != expected:
@@ -150,16 +150,16 @@ def _are_limits(limits):
 @exact
 def _fill(plan, operands, values, epsilon):
     """The rows of `values` that the steps start from."""
-    values[kernels.GAMMA] = 1.0
-    values[kernels.BETA] = 0.0
-    for place, row in ((AT.gamma, kernels.GAMMA), (AT.beta, kernels.BETA)):
+    values[steps.GAMMA] = 1.0
+    values[steps.BETA] = 0.0
+    for place, row in ((AT.gamma, steps.GAMMA), (AT.beta, steps.BETA)):
         if plan[place] >= 0:
             memory.read_floats(operands[plan[place]], values[row])
     if plan[AT.values] >= 0:
-        saved = values[: kernels.SAVED]
+        saved = values[: steps.SAVED]
         saved[:] = memory.array_of(operands[plan[AT.values]], saved.shape, np.float64)
     elif plan[AT.mode] == RENORM_FORWARD:
-        mean, stddev = values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV]
+        mean, stddev = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_STDDEV]
         if plan[AT.renorm_mean] >= 0:
             memory.read_floats(operands[plan[AT.renorm_mean]], mean)
             memory.read_floats(operands[plan[AT.renorm_stddev]], stddev)
@@ -167,27 +167,27 @@ def _fill(plan, operands, values, epsilon):
             memory.read_floats(operands[plan[AT.moving_mean]], mean)
             memory.read_floats(operands[plan[AT.moving_variance]], stddev)
             for channel in range(stddev.size):
-                stddev[channel] = kernels.standard_deviation(stddev[channel], epsilon)
+                stddev[channel] = steps.standard_deviation(stddev[channel], epsilon)
     elif plan[AT.mode] != FORWARD:
         # Statistics that are constants: as if they were of nothing.
-        values[kernels.COUNT] = 0.0
-        values[kernels.MEAN] = 0.0
-        values[kernels.R] = 1.0
-        values[kernels.D] = 0.0
-        memory.read_floats(operands[plan[AT.moving_variance]], values[kernels.VARIANCE])
+        values[steps.COUNT] = 0.0
+        values[steps.MEAN] = 0.0
+        values[steps.R] = 1.0
+        values[steps.D] = 0.0
+        memory.read_floats(operands[plan[AT.moving_variance]], values[steps.VARIANCE])
         if plan[AT.moving_mean] >= 0:
-            memory.read_floats(operands[plan[AT.moving_mean]], values[kernels.MEAN])
+            memory.read_floats(operands[plan[AT.moving_mean]], values[steps.MEAN])
 
 
 @exact
 def _give_rows(plan, operands, results, values, epsilon):
     """The results that are rows of channels, after the last step."""
     if plan[AT.saved] >= 0:
-        saved = values[: kernels.SAVED]
+        saved = values[: steps.SAVED]
         memory.array_of(results[plan[AT.saved]], saved.shape, np.float64)[:] = saved
     if plan[AT.next_moving_mean] >= 0:
         _move_all(plan, operands, results, values, epsilon)
-    for place, row in ((AT.dgamma, kernels.DGAMMA), (AT.dbeta, kernels.DBETA)):
+    for place, row in ((AT.dgamma, steps.DGAMMA), (AT.dbeta, steps.DBETA)):
         if plan[place] >= 0:
             memory.write_floats(results[plan[place]], values[row])
 
@@ -196,9 +196,9 @@ def _give_rows(plan, operands, results, values, epsilon):
 def _move_all(plan, operands, results, values, epsilon):
     """Every moving statistic after the batch."""
     momentum = memory.double(plan[AT.momentum])
-    count, mean, variance = values[kernels.COUNT], values[kernels.MEAN], values[kernels.VARIANCE]
+    count, mean, variance = values[steps.COUNT], values[steps.MEAN], values[steps.VARIANCE]
     # The forward is through with these rows.
-    moving, stddev = values[kernels.REFERENCE_MEAN], values[kernels.REFERENCE_STDDEV]
+    moving, stddev = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_STDDEV]
     moving_mean, next_mean = operands[plan[AT.moving_mean]], results[plan[AT.next_moving_mean]]
     _move(moving_mean, next_mean, mean, count, momentum, moving)
     moving_variance = operands[plan[AT.moving_variance]]
@@ -207,7 +207,7 @@ def _move_all(plan, operands, results, values, epsilon):
         _move(moving_variance, next_variance, variance, count, momentum, moving)
         return
     for channel in range(stddev.size):
-        stddev[channel] = kernels.standard_deviation(variance[channel], epsilon)
+        stddev[channel] = steps.standard_deviation(variance[channel], epsilon)
     renorm_momentum = memory.double(plan[AT.renorm_momentum])
     for operand, result, batch, weight in (
         (AT.renorm_mean, AT.next_renorm_mean, mean, renorm_momentum),

@@ -10,10 +10,11 @@ import numba
 import tensorflow as tf
 from numba import types
 
-from .. import threads
-from ..compile import c_function
-from ..native import pool, registration, table
-from . import c_api, kernel, specs
+from ...cpu import threads
+from ...cpu.compile import c_function
+from .. import pool, process, table
+from . import c_api, kernel
+from . import records as specs
 
 OPERATOR = "NumbabnKernels"
 _ATTRIBUTES = ("Tin: list(type) >= 1", "Tout: list(type) >= 1", "spec: int")
@@ -38,14 +39,14 @@ def _register():
     if op_def_registry.get(OPERATOR) is not None:
         raise RuntimeError(f"TensorFlow has an operator {OPERATOR} already")
     library = _library()
-    registration.fill_table()
+    process.fill_table()
     for place, name in enumerate(c_api.FUNCTIONS, table.OF_TENSORFLOW):
-        table.entries[place] = registration.address_of(getattr(library, name))
+        table.entries[place] = process.address_of(getattr(library, name))
     attribute = ctypes.create_string_buffer(b"spec")
     table.entries[kernel.ATTRIBUTE] = ctypes.addressof(attribute)
-    table.entries[kernel.FIND_STATE] = registration.address_of(specs.find_state)
-    table.entries[kernel.MAKE_RECORD] = registration.address_of(specs.make_record)
-    registration.enter(
+    table.entries[kernel.FIND_STATE] = process.address_of(specs.find_state)
+    table.entries[kernel.MAKE_RECORD] = process.address_of(specs.make_record)
+    process.enter(
         {
             kernel.COUNT_OTHERS: (kernel.count_others, 1),
             kernel.SCHEDULE: (kernel.schedule, 3),

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import carray
 
-from ...renorm import RenormClipping
-from ..compile import exact
+from ..cpu.compile import exact
+from ..renorm import RenormClipping
 from . import table
 from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, call, pointer, words
 

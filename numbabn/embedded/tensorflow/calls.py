@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 from numba import config
 
-from .. import launch
-from ..native import callbacks, plans
-from . import registration, specs
-from .specs import Spec
+from ...cpu import launch
+from .. import callbacks, plans
+from . import operator
+from . import records as specs
+from .records import Spec
 
 logger = logging.getLogger("numbabn")
 
@@ -96,7 +97,7 @@ def is_available():
         return call("normalize", inputs, {}, _Identity(), ("y",))["y"]
 
     try:
-        registration.register()
+        operator.register()
         with tf.init_scope(), tf.device("CPU:0"):
             x = tf.constant([[1.0], [3.0]])
             return all(np.array_equal(run(x), x) for run in (identity, tf.function(identity)))
@@ -131,7 +132,7 @@ def _run(index, inputs, dtypes, label):
     types = [tensor.dtype.as_datatype_enum for tensor in inputs]
     output_types = [dtype.as_datatype_enum for dtype in dtypes]
     attributes = ("Tin", types, "Tout", output_types, "spec", index)
-    name = registration.OPERATOR
+    name = operator.OPERATOR
     if tf.executing_eagerly():
         eager = context.context()
         outputs = execute.execute(name.encode(), len(dtypes), inputs, attributes, eager)

@@ -2,7 +2,7 @@
 
 The memory is seen as rows of `columns` elements, with an accumulator for each column. In the cache
 several rows are taken at a time, by loops over columns that LLVM vectorizes; out of memory and
-under a mask one at a time, in lines (see `lines`). The last row may be shorter than the
+under a mask one at a time, in lines (see `vectors`). The last row may be shorter than the
 others, because narrow tensors are taken several positions a row (see `partition`).
 
 Under a mask a row is full, empty or mixed. Full and empty ones take loops that know no mask; the
@@ -10,7 +10,7 @@ mask of a mixed row is spread to a byte for each column first (see `masks`).
 
 What the functions share:
 
-    x, dy, out              flat memory, as `half.load` reads it
+    x, dy, out              flat memory, as `elements.load` reads it
     fold                    positions of a row
     first_row, last_row     the block: a half-open range of rows
     first_column, width     the tile: a range of columns
@@ -24,17 +24,7 @@ What the functions share:
 import numpy as np
 
 from .compile import elementwise, exact, reordering
-from .half import load, prefetch, read, store, write
-from .lines import (
-    lanes,
-    load_line,
-    read_line,
-    stream_line,
-    to_line,
-    where,
-    write_line,
-    zero_line,
-)
+from .elements import load, prefetch, read, store, write
 from .masks import (
     ELEMENT,
     EMPTY,
@@ -48,6 +38,16 @@ from .masks import (
     count_positions,
     spread_count,
     steps_to,
+)
+from .vectors import (
+    lanes,
+    load_line,
+    read_line,
+    stream_line,
+    to_line,
+    where,
+    write_line,
+    zero_line,
 )
 
 # Rows that are added up in float32: their rounding does not show at 2e-6, not even with an

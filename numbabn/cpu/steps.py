@@ -24,11 +24,11 @@ The arguments of every task (an array that a step does not use is empty):
 import numpy as np
 
 from .. import formulas
-from . import channels_first, channels_last
+from . import rows, runs
 from .compile import exact
-from .half import borrowed, keep, read, read_row, write, write_row
-from .lines import LINE_BYTES, fence
+from .elements import borrowed, keep, read, read_row, write, write_row
 from .partition import Partition
+from .vectors import LINE_BYTES, fence
 
 # Words after those of the partition.
 PARTITION_WORDS = len(Partition._fields)
@@ -154,12 +154,12 @@ def add_block(
     first_row, last_row, first, last = block_bounds(cut, inner, block)
     first_column, width = columns[0], columns[1] - columns[0]
     if by_rows is not None:
-        channels_last.block_sums(
+        rows.block_sums(
             x, cut.total, cut.columns, cut.fold, first_row, last_row, first_column, width,
             mask, chosen, cut.large, pivot, number, part_1, part_2, sum_1, sum_2,
         )  # fmt: skip
     if inner is not None:
-        channels_first.block_sums(
+        runs.block_sums(
             x, inner, cut.columns, first_row, last_row, first_column, width, first, last, mask,
             pivot, number, sum_1, sum_2,
         )  # fmt: skip
@@ -356,12 +356,12 @@ def normalize(x, dy, out, on, words, numbers, values, partial, coefficients, tas
     for block in range(last_block - 1, first_block - 1, -1):
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
-            channels_last.normalize_block(
+            rows.normalize_block(
                 x, out, cut.total, cut.columns, first_row, last_row, first_column, width, cut.large,
                 mean_high, mean_low, scale, shift,
             )  # fmt: skip
         if inner is not None:
-            channels_first.normalize_block(
+            runs.normalize_block(
                 x, out, inner, cut.columns, first_row, last_row, first_column, width,
                 first, last, cut.large, mean_high, mean_low, scale, shift,
             )  # fmt: skip
@@ -407,12 +407,12 @@ def gradient_sums(
     for block in range(first_block, last_block):
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
-            channels_last.gradient_block_sums(
+            rows.gradient_block_sums(
                 dy, x, cut.total, cut.columns, first_row, last_row, first_column, width,
                 cut.large, mean_high, mean_low, part_dy, part_dy_x, sum_dy, sum_dy_x,
             )  # fmt: skip
         if inner is not None:
-            channels_first.gradient_block_sums(
+            runs.gradient_block_sums(
                 dy, x, inner, cut.columns, first_row, last_row, first_column, width,
                 first, last, mean_high, mean_low, sum_dy, sum_dy_x,
             )  # fmt: skip
@@ -494,13 +494,13 @@ def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task
     for block in range(last_block - 1, first_block - 1, -1):
         first_row, last_row, first, last = block_bounds(cut, inner, block)
         if by_rows is not None:
-            channels_last.gradient_block(
+            rows.gradient_block(
                 dy, x, out, cut.total, cut.columns, cut.fold, first_row, last_row,
                 first_column, width, mask, chosen, cut.large,
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
             )  # fmt: skip
         if inner is not None:
-            channels_first.gradient_block(
+            runs.gradient_block(
                 dy, x, out, inner, cut.columns, first_row, last_row, first_column, width,
                 first, last, mask, cut.large,
                 mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,

@@ -13,11 +13,11 @@ import tensorflow as tf
 from numba import types
 
 from ... import layout as lay
-from .. import kernels
-from ..compile import c_function
-from ..native import callbacks, plans
-from ..native.jobs import add, load
-from ..native.memory import words
+from ...cpu import steps
+from ...cpu.compile import c_function
+from .. import callbacks, plans
+from ..jobs import add, load
+from ..memory import words
 from . import kernel
 
 logger = logging.getLogger("numbabn")
@@ -177,7 +177,7 @@ def _output(name: str, layout: lay.Layout, dtypes: dict[str, str]) -> list[int]:
     if name in ("y", "dx"):
         shape, dtype = layout.shape, dtypes["x"]
     elif name == "values":
-        shape, dtype = (kernels.SAVED, layout.channels), "float64"
+        shape, dtype = (steps.SAVED, layout.channels), "float64"
     kind = tf.as_dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.size
     return [kind.as_datatype_enum, size, len(shape), *shape]

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ..compile import exact
-from ..native import callbacks, execution, pool, table
-from ..native.jobs import load
-from ..native.memory import (
+from ...cpu.compile import exact
+from .. import callbacks, execution, pool, table
+from ..jobs import load
+from ..memory import (
     BUFFER,
     DATA,
     DTYPE,

@@ -5,7 +5,7 @@ So these vectors are written by hand. They have the operators `-`, `*` and `+`, 
 Where the processor's vectors are shorter, LLVM takes several of them for one of these.
 
 `like` is the array that a line's length goes by: as many elements as a cache line has of it. What
-is loaded, what is stored and what is read are apart, as in `half`.
+is loaded, what is stored and what is read are apart, as in `elements`.
 
 The Python bodies say what the compiled ones do, and serve where the JIT is off.
 """
@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from .half import element_pointer, load, mark, narrow, store, widen
+from .elements import element_pointer, load, mark, narrow, store, widen
 
 LINE_BYTES = 64
 

@@ -2,7 +2,7 @@
 
 XLA's foreign function interface calls a C function, the *handler*, with a *call frame*:
 pointers to buffers and attributes (`c_api`). One handler serves every operation (`handler`); the
-plan that it carries out (see `native`) is an attribute of the call, made when a program is traced,
+plan that it carries out is an attribute of the call, made when a program is traced,
 and part of the program. A program may outlive the process: JAX keeps compiled ones on disk.
 
 Tasks go to the threads of XLA, as those of its own operations do.
@@ -13,7 +13,7 @@ attributes have `axis`, `epsilon`, `momentum`, `renorm` and `renorm_momentum`. T
 unless it is told to.
 """
 
-from .operations import OPERATIONS, forward, is_available, normalize, read_numbers
+from .calls import OPERATIONS, forward, is_available, normalize, read_numbers
 from .sharding import vary_alike
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..compile import exact
-from ..native import table
-from ..native.memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call
+from ...cpu.compile import exact
+from .. import table
+from ..memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call
 
 # By their place among what the table has of a framework.
 FUNCTIONS = (

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import launch, masks
-from ..partition import partition
+from ..cpu import launch, masks
+from ..cpu.partition import partition
 from . import table
 from .memory import DTYPES
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 from numba import types
 
-from ..compile import c_function
-from ..native import registration
-from . import handler
+from ...cpu.compile import c_function
+from .. import process
+from . import handlers
 
 # XLA asks for a capsule of this name, and the capsule keeps the pointer to it.
 _CAPSULE = b"xla._CUSTOM_CALL_TARGET"
@@ -36,17 +36,17 @@ def targets():
 
 @lru_cache(maxsize=1)
 def _registered():
-    registration.fill_table()
-    registration.enter(
+    process.fill_table()
+    process.enter(
         {
-            handler.COUNT_OTHERS: (handler.count_others, 1),
-            handler.SCHEDULE: (handler.schedule, 3),
-            handler.FAIL: (handler.fail, 3),
+            handlers.COUNT_OTHERS: (handlers.count_others, 1),
+            handlers.SCHEDULE: (handlers.schedule, 3),
+            handlers.FAIL: (handlers.fail, 3),
         },
         "xla",
     )
     return _Targets(
-        _register(handler.execute, "numbabn_execute"), _register(handler.read, "numbabn_read")
+        _register(handlers.execute, "numbabn_execute"), _register(handlers.read, "numbabn_read")
     )
 
 

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from ..compile import exact
+from ..cpu.compile import exact
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 OTHER = -1

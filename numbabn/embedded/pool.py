@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from ..compile import c_function, exact
+from ..cpu.compile import c_function, exact
 from . import table
 from .jobs import add
 from .memory import call, words
-from .registration import address_of
+from .process import address_of
 
 # What a thread and those that have work for it share, in words; a cache line each: who wants it
 # (one gets it), its lock, and the C function that it is to call with which argument.

@@ -1,7 +1,7 @@
 """The table: what compiled code finds by its place, and each process has elsewhere.
 
-This module says what is where; `registration` fills in C functions and messages, a framework's
-package what it calls there, `plans` the kernels.
+This module says what is where; `process` fills in C functions and messages, a framework's
+package what it calls there, `plans` the steps.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .. import kernels
+from ..cpu import steps
 from .memory import DTYPES
 
 # C functions, whether work may go to other threads, messages (C strings), the threads of `pool`,
@@ -22,20 +22,20 @@ from .memory import DTYPES
 OF_TENSORFLOW = OF_XLA + 3
 STEPS = OF_TENSORFLOW + 22
 _FUNCTIONS = (
-    kernels.statistics,
-    kernels.forward_coefficients,
-    kernels.normalize,
-    kernels.given_coefficients,
-    kernels.mean_coefficients,
-    kernels.gradient_sums,
-    kernels.backward_coefficients,
-    kernels.gradient,
+    steps.statistics,
+    steps.forward_coefficients,
+    steps.normalize,
+    steps.given_coefficients,
+    steps.mean_coefficients,
+    steps.gradient_sums,
+    steps.backward_coefficients,
+    steps.gradient,
 )
 _LAYOUTS = 2
 
 entries = np.zeros(STEPS + len(_FUNCTIONS) * len(DTYPES) * _LAYOUTS, np.int64)
 
-# What `entry` refers to; `registration` gives it the address of `entries` in this process.
+# What `entry` refers to; `process` gives it the address of `entries` in this process.
 SYMBOL = "numbabn_table"
 
 

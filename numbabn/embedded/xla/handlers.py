@@ -2,8 +2,8 @@
 
 from numba import carray
 
-from ..native import callbacks, execution, memory, table
-from . import c_api
+from .. import callbacks, execution, memory, table
+from . import frame as c_api
 
 # In the table: what `execution` calls back.
 COUNT_OTHERS, SCHEDULE, FAIL = range(table.OF_XLA, table.OF_XLA + 3)

@@ -13,9 +13,9 @@ import numpy as np
 from numba import config
 
 from ... import layout as lay
-from .. import kernels, launch
-from ..native import callbacks, plans
-from ..native.plans import OPERANDS, make_plan
+from ...cpu import launch, steps
+from .. import callbacks, plans
+from ..plans import OPERANDS, make_plan
 from .registration import targets
 from .sharding import varying
 
@@ -159,7 +159,7 @@ def _result(name, operands, layout):
     if name in ("y", "dx"):
         return jax.ShapeDtypeStruct(operands["x"].shape, operands["x"].dtype)
     if name == "values":
-        return jax.ShapeDtypeStruct((kernels.SAVED, layout.channels, 2), np.uint32)
+        return jax.ShapeDtypeStruct((steps.SAVED, layout.channels, 2), np.uint32)
     return jax.ShapeDtypeStruct(
         (layout.channels,), _rows_dtype(operands.get(name, operands["x"]).dtype)
     )

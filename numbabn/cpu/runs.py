@@ -1,11 +1,11 @@
 """Blocks of runs: each channel holds `inner` neighbouring elements at every outer position.
 
-Sums take a run in lines (see `lines`), outputs that go past the cache are written in lines. The
+Sums take a run in lines (see `vectors`), outputs that go past the cache are written in lines. The
 rest, and whatever is short, is left to the loops that LLVM vectorizes.
 
 What the functions share:
 
-    x, dy, out              flat memory, as `half.load` reads it
+    x, dy, out              flat memory, as `elements.load` reads it
     columns                 how many channels there are
     first_row, last_row     the block: a half-open range of outer positions,
     first_column, width       a range of channels,
@@ -18,11 +18,11 @@ What the functions share:
 
 import numpy as np
 
-from .channels_last import centered, line_product, product
 from .compile import elementwise, exact, reordering
-from .half import load, prefetch, read, store, write
-from .lines import lanes, load_line, read_line, stream_line, to_line, total, where, zero_line
+from .elements import load, prefetch, read, store, write
 from .masks import ELEMENT, NONE, OFF, steps_to
+from .rows import centered, line_product, product
+from .vectors import lanes, load_line, read_line, stream_line, to_line, total, where, zero_line
 
 # float32 sums of a run: 4096 terms in 32 lanes or more lose nothing that shows at 2e-6. The sums
 # of longer runs go on in float64.
