@@ -69,13 +69,13 @@ def give_reason(address, text):
 @exact
 def fail_limits(limits, source, fail):
     """Fail for limits of renorm, (3,) float64, that are none; see `execution` for `fail`."""
-    address = call(table.entry(table.ALLOCATE), (8 * REQUEST,))
+    address = call(table.entry(table.AT.allocate), (8 * REQUEST,))
     if address == 0:
-        return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY)))
+        return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)))
     carray(pointer(address), (3,), np.float64)[:] = limits
-    call(table.entry(table.EXPLAIN_LIMITS), (address,))
+    call(table.entry(table.AT.explain_limits), (address,))
     failure = call(fail, (source, INVALID_ARGUMENT, address + 8 * REASON))
-    call(table.entry(table.FREE), (address,))
+    call(table.entry(table.AT.free), (address,))
     return failure
 
 
@@ -87,13 +87,13 @@ def read_numbers(size, indices, numbers, source, fail):
     """
     if size == 0:
         return 0
-    address = call(table.entry(table.ALLOCATE), (8 * REQUEST,))
+    address = call(table.entry(table.AT.allocate), (8 * REQUEST,))
     if address == 0:
-        return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY)))
+        return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)))
     request = words(address, REQUEST)
     request[0], request[1], request[2] = size, indices, numbers
     failure = 0
-    if call(table.entry(table.READ_LATE), (address,)) == 0:
+    if call(table.entry(table.AT.read_late), (address,)) == 0:
         failure = call(fail, (source, INVALID_ARGUMENT, address + 8 * REASON))
-    call(table.entry(table.FREE), (address,))
+    call(table.entry(table.AT.free), (address,))
     return failure

@@ -19,7 +19,8 @@ from ..cpu.compile import exact
 from ..cpu.partition import Partition
 from . import callbacks, jobs, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
-from .plans import AT, FORWARD, HEAD, RENORM_FORWARD
+from .operations import MASK, NUMBER, RUN_FORWARD, RUN_RENORM_FORWARD, SAVED, TENSOR
+from .plans import AT, HEAD, KINDS
 
 _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
     Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
@@ -41,10 +42,10 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     words_address = plan_address + 8 * HEAD
     words = memory.words(words_address, plan_size - HEAD)
     if not _is_loaded(plan):
-        code, message = memory.FAILED_PRECONDITION, table.entry(table.NOT_LOADED)
+        code, message = memory.FAILED_PRECONDITION, table.entry(table.AT.not_loaded)
         return memory.call(fail, (source, code, message))
     if not _fits(plan, operands, words):
-        code, message = memory.INVALID_ARGUMENT, table.entry(table.MISFIT)
+        code, message = memory.INVALID_ARGUMENT, table.entry(table.AT.misfit)
         return memory.call(fail, (source, code, message))
     limits = _limits(plan, operands)
     if not _are_limits(limits):
@@ -55,9 +56,9 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     channels, columns = words[_CHANNELS], words[_COLUMNS]
     values_size, partial_size = steps.VALUES * channels, words[_SPLITS] * 3 * columns
     size = jobs.JOB + _NUMBERS + values_size + partial_size + steps.COEFFICIENTS * columns
-    job = memory.call(table.entry(table.ALLOCATE), (8 * size,))
+    job = memory.call(table.entry(table.AT.allocate), (8 * size,))
     if job == 0:
-        code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY)
+        code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)
         return memory.call(fail, (source, code, message))
     numbers_address = job + 8 * jobs.JOB
     values_address = numbers_address + 8 * _NUMBERS
@@ -86,7 +87,7 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
         shared[jobs.ARGUMENTS + k] = arguments[k]
     for step in range(4):
         place = plan[AT.prepare + step]
-        shared[jobs.STEPS + step] = table.entry(place) if place >= 0 else 0
+        shared[jobs.STEPS + step] = table.step_at(place) if place >= 0 else 0
     jobs.run(job, words[_TOTAL], words[_TILES], words[_SPLITS], source, count_others, schedule)
 
     _give_rows(plan, operands, results, values, epsilon)
@@ -101,7 +102,7 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
 def _is_loaded(plan):
     """Whether this process has the steps of the plan."""
     for place in plan[AT.prepare : AT.apply + 1]:
-        if place >= 0 and table.entry(place) == 0:
+        if place >= 0 and table.step_at(place) == 0:
             return False
     return True
 
@@ -113,14 +114,14 @@ def _fits(plan, operands, words):
         return False
     channels = words[_CHANNELS]
     for place in range(AT.x, AT.out):
-        expected = channels
-        if place in (AT.x, AT.dy):
+        expected, kind = channels, KINDS[place - AT.x]
+        if kind == TENSOR:
             expected = words[_TOTAL]
-        elif place == AT.mask:
+        elif kind == MASK:
             expected = words[steps.MASK_BYTES]
-        elif place == AT.values:
+        elif kind == SAVED:
             expected = steps.SAVED * channels
-        elif place >= AT.rmin:
+        elif kind == NUMBER:
             expected = 1
         if plan[place] >= 0 and operands[plan[place], ELEMENTS] != expected:
             return False
@@ -155,10 +156,10 @@ def _fill(plan, operands, values, epsilon):
     for place, row in ((AT.gamma, steps.GAMMA), (AT.beta, steps.BETA)):
         if plan[place] >= 0:
             memory.read_floats(operands[plan[place]], values[row])
-    if plan[AT.values] >= 0:
+    if plan[AT.saved] >= 0:
         saved = values[: steps.SAVED]
-        saved[:] = memory.array_of(operands[plan[AT.values]], saved.shape, np.float64)
-    elif plan[AT.mode] == RENORM_FORWARD:
+        saved[:] = memory.array_of(operands[plan[AT.saved]], saved.shape, np.float64)
+    elif plan[AT.run] == RUN_RENORM_FORWARD:
         mean, stddev = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_STDDEV]
         if plan[AT.renorm_mean] >= 0:
             memory.read_floats(operands[plan[AT.renorm_mean]], mean)
@@ -168,7 +169,7 @@ def _fill(plan, operands, values, epsilon):
             memory.read_floats(operands[plan[AT.moving_variance]], stddev)
             for channel in range(stddev.size):
                 stddev[channel] = steps.standard_deviation(stddev[channel], epsilon)
-    elif plan[AT.mode] != FORWARD:
+    elif plan[AT.run] != RUN_FORWARD:
         # Statistics that are constants: as if they were of nothing.
         values[steps.COUNT] = 0.0
         values[steps.MEAN] = 0.0
@@ -182,12 +183,12 @@ def _fill(plan, operands, values, epsilon):
 @exact
 def _give_rows(plan, operands, results, values, epsilon):
     """The results that are rows of channels, after the last step."""
-    if plan[AT.saved] >= 0:
+    if plan[AT.new_saved] >= 0:
         saved = values[: steps.SAVED]
-        memory.array_of(results[plan[AT.saved]], saved.shape, np.float64)[:] = saved
-    if plan[AT.next_moving_mean] >= 0:
+        memory.array_of(results[plan[AT.new_saved]], saved.shape, np.float64)[:] = saved
+    if plan[AT.new_moving_mean] >= 0:
         _move_all(plan, operands, results, values, epsilon)
-    for place, row in ((AT.dgamma, steps.DGAMMA), (AT.dbeta, steps.DBETA)):
+    for place, row in ((AT.new_dgamma, steps.DGAMMA), (AT.new_dbeta, steps.DBETA)):
         if plan[place] >= 0:
             memory.write_floats(results[plan[place]], values[row])
 
@@ -199,20 +200,20 @@ def _move_all(plan, operands, results, values, epsilon):
     count, mean, variance = values[steps.COUNT], values[steps.MEAN], values[steps.VARIANCE]
     # The forward is through with these rows.
     moving, stddev = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_STDDEV]
-    moving_mean, next_mean = operands[plan[AT.moving_mean]], results[plan[AT.next_moving_mean]]
+    moving_mean, next_mean = operands[plan[AT.moving_mean]], results[plan[AT.new_moving_mean]]
     _move(moving_mean, next_mean, mean, count, momentum, moving)
     moving_variance = operands[plan[AT.moving_variance]]
-    next_variance = results[plan[AT.next_moving_variance]]
-    if plan[AT.next_moving_stddev] < 0:
+    next_variance = results[plan[AT.new_moving_variance]]
+    if plan[AT.new_moving_stddev] < 0:
         _move(moving_variance, next_variance, variance, count, momentum, moving)
         return
     for channel in range(stddev.size):
         stddev[channel] = steps.standard_deviation(variance[channel], epsilon)
     renorm_momentum = memory.double(plan[AT.renorm_momentum])
     for operand, result, batch, weight in (
-        (AT.renorm_mean, AT.next_renorm_mean, mean, renorm_momentum),
-        (AT.renorm_stddev, AT.next_renorm_stddev, stddev, renorm_momentum),
-        (AT.moving_stddev, AT.next_moving_stddev, stddev, momentum),
+        (AT.renorm_mean, AT.new_renorm_mean, mean, renorm_momentum),
+        (AT.renorm_stddev, AT.new_renorm_stddev, stddev, renorm_momentum),
+        (AT.moving_stddev, AT.new_moving_stddev, stddev, momentum),
     ):
         _move(operands[plan[operand]], results[plan[result]], batch, count, weight, moving)
     # `moving` is the standard deviation now, which the variance follows.

@@ -56,12 +56,12 @@ def run(job, size, tiles, splits, source, count_others, schedule):
     words = words_at(job, JOB)
     most = _set_phases(words, tiles, splits)
     words[_HOLDERS] = 1
-    if size >= threads.LEAST_PARALLEL and table.entry(table.PARALLEL) != 0:
+    if size >= threads.LEAST_PARALLEL and table.entry(table.AT.is_parallel) != 0:
         others = call(count_others, (source,))
         helpers = min(others, most - 1, size // (threads.LEAST_PARALLEL // 2) - 1)
         for _ in range(helpers):
             add(job + 8 * _HOLDERS, 1)
-            if call(schedule, (source, table.entry(table.HELP_TASK), job)) == 0:
+            if call(schedule, (source, table.entry(table.AT.help_task), job)) == 0:
                 add(job + 8 * _HOLDERS, -1)
                 break
     _work(job)
@@ -71,7 +71,7 @@ def run(job, size, tiles, splits, source, count_others, schedule):
 def release(job):
     """Let go of a job; the last one frees it."""
     if add(job + 8 * _HOLDERS, -1) == 1:
-        call(table.entry(table.FREE), (job,))
+        call(table.entry(table.AT.free), (job,))
 
 
 def help_task(job):
@@ -100,7 +100,7 @@ def _work(job):
             add(job + 8 * (phase + _DONE), 1)
         # The next phase reads what all tasks of this one wrote.
         while load(job + 8 * (phase + _DONE)) < count:
-            call(table.entry(table.YIELD), ())
+            call(table.entry(table.AT.give_way), ())
 
 
 @exact

@@ -1,107 +1,122 @@
 """Plans: what is to be done with the buffers of a call, made once for their shapes."""
 
-from typing import NamedTuple
+from collections import namedtuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import layout as lay
 from ..cpu import launch, masks
 from ..cpu.partition import partition
-from . import table
 from .memory import DTYPES
+from .operations import (
+    OPERANDS,
+    RESULTS,
+    RUN_BACKWARD,
+    RUN_FORWARD,
+    RUN_NORMALIZE,
+    RUN_RENORM_FORWARD,
+    RUN_SUMS,
+)
+from .table import STEPS, place_of
 
-# Modes. A forward of renorm has its reference in `renorm_mean` and `renorm_stddev`, or, where
-# those are not there, in the moving statistics.
-FORWARD, RENORM_FORWARD, NORMALIZE, BACKWARD = range(4)
-
-
-class _Plan(NamedTuple):
-    """The head of a plan; the words of the kernels follow."""
-
-    mode: int
-    dtype: int  # of x, in `DTYPES`
-    # Places of the steps in the table, or -1.
-    prepare: int
-    measure: int
-    combine: int
-    apply: int
-    # The bits of float64.
-    epsilon: int
-    momentum: int
-    renorm_momentum: int
-    # Indices of operands, or -1.
-    x: int
-    dy: int
-    mask: int
-    values: int
-    gamma: int
-    beta: int
-    moving_mean: int
-    moving_variance: int
-    moving_stddev: int
-    renorm_mean: int
-    renorm_stddev: int
-    rmin: int
-    rmax: int
-    dmax: int
-    # Indices of results, or -1.
-    out: int
-    saved: int
-    next_moving_mean: int
-    next_moving_variance: int
-    next_moving_stddev: int
-    next_renorm_mean: int
-    next_renorm_stddev: int
-    dgamma: int
-    dbeta: int
-
-
-HEAD = len(_Plan._fields)
-# Where in a plan each of its fields is.
-AT = _Plan(*range(HEAD))
-OPERANDS, _RESULTS = _Plan._fields[AT.x : AT.out], _Plan._fields[AT.out :]
-
-# The plan's names of outputs, where they are others.
-_RESULT_OF = {
-    "y": "out",
-    "dx": "out",
-    "values": "saved",
-    **{name.removeprefix("next_"): name for name in _RESULTS if name.startswith("next_")},
+# The steps of each run, as `launch` has them.
+_STEPS = {
+    RUN_FORWARD: launch.FORWARD,
+    RUN_RENORM_FORWARD: launch.FORWARD,
+    RUN_NORMALIZE: launch.NORMALIZE,
+    RUN_SUMS: launch.SUMS,
+    RUN_BACKWARD: launch.BACKWARD,
 }
 
+# Where in a plan a result's index is, by its name: y and dx go to the same place.
+_RESULTS = {name: f"new_{name}" for name in RESULTS} | {"y": "out", "dx": "out"}
 
-def make_plan(mode, steps, x, mask, attributes, operands, results):
-    """The plan of a call: words. Its steps are in the table by now.
+# The head of a plan, word for word; the words of the kernels follow.
+_HEAD = (
+    "run",  # of `operations`
+    "dtype",  # of x, in `DTYPES`
+    # Places of the steps in their table, or -1.
+    *("prepare", "measure", "combine", "apply"),
+    # The bits of float64.
+    *("epsilon", "momentum", "renorm_momentum"),
+    # Indices of operands, then of results, or -1.
+    *OPERANDS,
+    *dict.fromkeys(_RESULTS.values()),
+)
+HEAD = len(_HEAD)
+# Where in a plan each of its fields is.
+AT: Any = namedtuple("_Head", _HEAD)(*range(HEAD))
+# Of each operand, in that order.
+KINDS = tuple(OPERANDS.values())
 
-    steps: as in `launch`
-    x: the shape and dtype of x in canonical form
-    mask: a `layout.Mask`, or None
+
+class Geometry(NamedTuple):
+    """How the operands of a call lie, as their shapes tell."""
+
+    layout: lay.Layout
+    dtype: np.dtype[Any]  # of x
+    mask: lay.Mask | None  # without its bytes
+    mask_shape: tuple[int, ...]  # of x's rank
+
+
+class _Canonical(NamedTuple):
+    """x in canonical form."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+
+def geometry_of(x, mask, axis, expand):
+    """The geometry of a row-major x and of its mask, or None; both are `Shaped`.
+
+    expand: whether the mask will be expanded along x's reduced axes
+    """
+    array = _stand_in(x)
+    layout = lay.layout_of(array, axis)
+    if mask is None:
+        return Geometry(layout, array.dtype, None, ())
+    on: Any = lay.check_mask(_stand_in(mask), array)
+    return Geometry(layout, array.dtype, lay.canonical_mask(on, layout, expand), on.shape)
+
+
+def _stand_in(shaped):
+    # A view of a single element has no memory order of its own: it is taken as row-major.
+    return np.broadcast_to(np.zeros((), shaped.dtype), shaped.shape)
+
+
+def make_plan(run, geometry, attributes, operands, results):
+    """The plan of a call: words. Its steps are in their table by now.
+
     operands, results: the names of the call's, in their order
     """
     # Without saved statistics those of the backward are constants.
-    kind = masks.OFF if mode == BACKWARD and "values" not in operands else None
-    run = launch.plan_for(steps, x, mask, mode == RENORM_FORWARD, kind)
+    is_backward = run in (RUN_SUMS, RUN_BACKWARD)
+    kind = masks.OFF if is_backward and "saved" not in operands else None
+    steps, x = _STEPS[run], _Canonical(geometry.layout.canonical_shape, geometry.dtype)
+    of_kernels = launch.plan_for(steps, x, geometry.mask, run == RUN_RENORM_FORWARD, kind)
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
-    places |= {_RESULT_OF.get(name, name): index for index, name in enumerate(results)}
+    places |= {_RESULTS[name]: index for index, name in enumerate(results)}
     numbers = (attributes.epsilon, attributes.momentum, attributes.renorm_momentum or 0.0)
-    head = _Plan(
-        mode,
+    head = (
+        run,
         DTYPES.index(x.dtype.name),
-        *_load_steps(steps, run.steps, x),
+        *_load_steps(steps, of_kernels.steps, x),
         *(int(np.float64(number).view(np.int64)) for number in numbers),
-        *(places.get(name, -1) for name in (*OPERANDS, *_RESULTS)),
+        *(places.get(name, -1) for name in _HEAD[AT.x :]),
     )
-    return np.concatenate((np.array(head, np.int64), run.words))
+    return np.concatenate((np.array(head, np.int64), of_kernels.words))
 
 
 def _load_steps(steps, addresses, x):
-    """Enter steps into the table; their places there, -1 for none."""
+    """Enter steps into their table; their places there, -1 for none."""
     _, by_rows = partition(*x.shape, x.dtype.itemsize, True)
     places = []
     for step, address in zip(steps, addresses, strict=True):
         place = -1
         if step is not None:
-            place = table.place_of(step, x.dtype.name, by_rows)
-            table.entries[place] = address
+            place = place_of(step, x.dtype.name, by_rows)
+            STEPS.entries[place] = address
         places.append(place)
     return places

@@ -13,14 +13,17 @@ import numpy as np
 from numba import types
 
 from ..cpu.compile import c_function, exact
-from . import table
 from .jobs import add
 from .memory import call, words
 from .process import address_of
+from .table import Table
 
 # What a thread and those that have work for it share, in words; a cache line each: who wants it
 # (one gets it), its lock, and the C function that it is to call with which argument.
 _WANTED, _LOCK, _FUNCTION, _ARGUMENT, _SEAT = 0, 1, 2, 3, 8
+
+TABLE = Table("pool", ("acquire", "release", "seats", "seat_count"))
+_AT, _entry = TABLE.at, TABLE.entry
 
 _starting = threading.Lock()
 _kept: list[Any] = []
@@ -36,8 +39,7 @@ def start(number):
         acquire, release = python.PyThread_acquire_lock, python.PyThread_release_lock
         allocate.restype, begin.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p)
         acquire.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        table.entries[table.ACQUIRE] = address_of(acquire)
-        table.entries[table.RELEASE] = address_of(release)
+        TABLE.fill(acquire=address_of(acquire), release=address_of(release))
         work = c_function(_serve, "numbabn_serve", types.void(types.int64))
         seats = np.zeros((number, _SEAT), np.int64)
         _kept.extend((work, seats))
@@ -45,15 +47,14 @@ def start(number):
             seat[_LOCK] = allocate()
             acquire(int(seat[_LOCK]), 1)
             begin(work.address, seat.ctypes.data)
-        table.entries[table.SEATS] = seats.ctypes.data
-        table.entries[table.SEAT_COUNT] = number
+        TABLE.fill(seats=seats.ctypes.data, seat_count=number)
 
 
 def _serve(seat):
     """What a thread does."""
     fields = words(seat, _SEAT)
     while True:
-        call(table.entry(table.ACQUIRE), (fields[_LOCK], 1))
+        call(_entry(_AT.acquire), (fields[_LOCK], 1))
         call(fields[_FUNCTION], (fields[_ARGUMENT],))
         add(seat + 8 * _WANTED, -1)
 
@@ -61,18 +62,18 @@ def _serve(seat):
 @exact
 def count():
     """How many threads there are."""
-    return table.entry(table.SEAT_COUNT)
+    return _entry(_AT.seat_count)
 
 
 @exact
 def schedule(function, argument):
     """Have a thread that is idle call a C function; whether there was one."""
     for k in range(count()):
-        seat = table.entry(table.SEATS) + 8 * _SEAT * k
+        seat = _entry(_AT.seats) + 8 * _SEAT * k
         if add(seat + 8 * _WANTED, 1) == 0:
             fields = words(seat, _SEAT)
             fields[_FUNCTION], fields[_ARGUMENT] = function, argument
-            call(table.entry(table.RELEASE), (fields[_LOCK],))
+            call(_entry(_AT.release), (fields[_LOCK],))
             return True
         add(seat + 8 * _WANTED, -1)
     return False

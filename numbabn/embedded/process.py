@@ -1,90 +1,104 @@
-"""What each process does once: fill the table."""
+"""What each process does once: fill the tables, and find out whether a framework calls."""
 
 import ctypes
+import inspect
+import logging
 import os
 import sys
 import threading
 from functools import lru_cache
 from typing import Any
 
-import llvmlite.binding
-from numba import types
+import numpy as np
+from numba import config, types
 
 from ..cpu import threads
 from ..cpu.compile import c_function
-from . import callbacks, jobs, table
+from . import callbacks, jobs
+from .operations import IDENTITY
+from .table import MESSAGES, TABLE
 
-_MESSAGES = {
-    table.NOT_LOADED: "numbabn: the kernels of this program are not loaded: it was not traced in "
-    "this process",
-    table.MISFIT: "numbabn: the size or dtype of a buffer is not what this program was traced for",
-    table.NO_MEMORY: "numbabn: no memory for the scratch of a kernel",
-}
+logger = logging.getLogger("numbabn")
 
-# What the table holds the addresses of.
+# What the tables hold the addresses of.
 _kept: list[Any] = []
 _filling = threading.Lock()
 
 
 def fill_table():
-    """Fill the table, but for the kernels and what is a framework's own."""
+    """Fill the table of this package."""
     with _filling:
         _fill()
 
 
 @lru_cache(maxsize=1)
 def _fill():
-    llvmlite.binding.add_symbol(table.SYMBOL, table.entries.ctypes.data)
-    for place, function in _c_functions().items():
-        table.entries[place] = address_of(function)
-    for place, message in _MESSAGES.items():
-        text = ctypes.create_string_buffer(message.encode())
-        _kept.append(text)
-        table.entries[place] = ctypes.addressof(text)
-    helper = c_function(jobs.help_task, "numbabn_help", types.void(types.int64))
-    _kept.append(helper)
-    table.entries[table.HELP_TASK] = helper.address
-    table.entries[table.PARALLEL] = not threads.in_forked_child()
-
-
-def enter(functions, prefix):
-    """Compile functions of words that return one, and enter them into the table.
-
-    functions: by their place there, each with the number of its arguments
-    """
-    for place, (function, number) in functions.items():
-        signature = types.int64(*[types.int64] * number)
-        compiled = c_function(function, f"numbabn_{prefix}_{function.__name__}", signature)
-        _kept.append(compiled)
-        table.entries[place] = compiled.address
-
-
-def address_of(function):
-    """The address of a C function that ctypes has found or made."""
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def _c_functions():
-    """C functions by their place in the table; those of Python need no GIL, or take it."""
     python = ctypes.pythonapi
     give_way: Any
     if sys.platform == "win32":
         give_way = ctypes.windll.kernel32.SwitchToThread
     else:
         give_way = ctypes.CDLL(None).sched_yield
-    return {
-        table.ALLOCATE: python.PyMem_RawMalloc,
-        table.FREE: python.PyMem_RawFree,
-        table.YIELD: give_way,
-        table.ADVISE: ctypes.CDLL(None).madvise if sys.platform == "linux" else None,
-        table.EXPLAIN_LIMITS: callbacks.explain_limits,
-        table.READ_LATE: callbacks.read_late,
-    }
+    advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+    helper = c_function(jobs.help_task, "numbabn_help", types.void(types.int64))
+    _kept.append(helper)
+    # Functions of Python's that need no GIL, or take it.
+    TABLE.fill(
+        allocate=address_of(python.PyMem_RawMalloc),
+        free=address_of(python.PyMem_RawFree),
+        give_way=address_of(give_way),
+        advise=address_of(advise),
+        explain_limits=address_of(callbacks.explain_limits),
+        read_late=address_of(callbacks.read_late),
+        help_task=helper.address,
+        is_parallel=not threads.in_forked_child(),
+        **{name: address_of_text(message) for name, message in MESSAGES.items()},
+    )
+
+
+def enter(table, framework, *functions):
+    """Compile functions of words that return one, and enter them into a table by their names."""
+    for function in functions:
+        number = len(inspect.signature(function).parameters)
+        signature = types.int64(*[types.int64] * number)
+        compiled = c_function(function, f"numbabn_{framework}_{function.__name__}", signature)
+        _kept.append(compiled)
+        table.fill(**{function.__name__: compiled.address})
+
+
+def address_of(function):
+    """The address of a C function that ctypes has found or made; 0 of None."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def address_of_text(text):
+    """The address of a C string, which stays."""
+    buffer = ctypes.create_string_buffer(text.encode())
+    _kept.append(buffer)
+    return ctypes.addressof(buffer)
+
+
+def calls_kernels(framework, run, refusals):
+    """Whether a framework calls the kernels, tried once.
+
+    run: a function of the operands and attributes of `normalize` that returns outputs
+    refusals: the errors by which the framework says that it does not
+    """
+    if config.DISABLE_JIT or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return False
+    x = np.array([[1.0], [3.0]], np.float32)
+    zeros = np.zeros(1, np.float32)
+    try:
+        outputs = run({"x": x, "moving_mean": zeros, "moving_variance": zeros}, IDENTITY)
+        return all(np.array_equal(output, x) for output in outputs)
+    except refusals as error:
+        logger.info("%s cannot call the kernels: %s", framework, error)
+        return False
 
 
 def _stay_alone():
     """Other threads did not survive a fork."""
-    table.entries[table.PARALLEL] = 0
+    TABLE.fill(is_parallel=False)
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,7 +6,7 @@ They stand beside the `host` functions of :mod:`.operations`, by the names of th
 
 `inputs` are device arrays of one library, but numbers may be on the host. What `outputs` holds is
 written there; the rest is new memory of the same library. 16-bit statistics are not moved here: a
-bridge widens what `Operation.moved` names. Everything goes to the stream of `x`, and nothing waits
+bridge widens what is moved. Everything goes to the stream of `x`, and nothing waits
 for it, but for limits that are on the device.
 
 numba-cuda is imported with the first array; where it is missing, that says what to install.
@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from ..embedded.operations import LIMITS, STATISTICS, Attributes
 from ..renorm import Renorm, RenormClipping
 from ..targets import device_operations
-from .operations import LIMITS, STATISTICS, Attributes, with_dx
+from .operations import with_dx
 
 Arrays = dict[str, Any]
 Inputs = Mapping[str, Any]
@@ -54,9 +55,9 @@ def _forward(
         list(moved.values()),
     )  # fmt: skip
     values = operations.in_c_order(found.values, found.layout)
-    if "values" in outputs:
-        values = _copied(values, outputs["values"])
-    return {"y": found.y, "values": values, **moved}
+    if "saved" in outputs:
+        values = _copied(values, outputs["saved"])
+    return {"y": found.y, "saved": values, **moved}
 
 
 def _reference(inputs: Inputs, attributes: Attributes) -> Renorm:
@@ -79,7 +80,7 @@ def _backward(
 ) -> Arrays:
     operations = device_operations()
     gradients = operations.backward(
-        inputs["dy"], inputs["x"], inputs["values"], None, attributes.axis, attributes.epsilon,
+        inputs["dy"], inputs["x"], inputs["saved"], None, attributes.axis, attributes.epsilon,
         inputs.get("mask"), None, True, outputs.get("dx"), with_dx(wanted),
     )  # fmt: skip
     return _wanted(gradients, wanted, outputs)

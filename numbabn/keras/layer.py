@@ -9,10 +9,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from ..embedded.operations import LIMITS, STATISTICS, Attributes
 from ..layout import FLOATS, Axis, check_epsilon, check_momentum, plain_axis
 from ..renorm import RenormClipping
 from .bridges import Late, bridge_of
-from .operations import INFERENCE, LIMITS, STATISTICS, TRAINING, Attributes
+from .operations import INFERENCE, TRAINING
 
 _NO_LIMITS = dict(zip(LIMITS, RenormClipping().limits, strict=True))
 
@@ -263,11 +264,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalize `inputs`; in training by their own statistics, which the weights follow."""
         bridge = bridge_of(self._bridge_name)
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        given = {
-            "x": inputs if dtype in FLOATS else ops.cast(inputs, self.compute_dtype),
-            "gamma": None if self.gamma is None else self.gamma.value,
-            "beta": None if self.beta is None else self.beta.value,
-        }
+        given = {"x": inputs if dtype in FLOATS else ops.cast(inputs, self.compute_dtype)}
+        if self.gamma is not None:
+            given["gamma"] = self.gamma.value
+        if self.beta is not None:
+            given["beta"] = self.beta.value
         attributes = Attributes(
             self.axis if isinstance(self.axis, int) else tuple(self.axis),
             self.epsilon,

@@ -7,72 +7,82 @@ float64 by default).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import formulas
+from ..embedded.operations import (
+    BACKWARD,
+    FORWARD,
+    LIMITS,
+    NORMALIZE,
+    NORMALIZE_BACKWARD,
+    Attributes,
+    Operation,
+)
 from ..functional import (
     backward_from_values,
     batch_norm_forward,
     gradients_of_normalize,
     normalize,
 )
-from ..layout import Axis
 from ..renorm import Renorm, RenormClipping
-from .bridges import Arrays, Function, Operation, Shaped
 
-# Those of Keras's layer, in its order; the last three exist with renorm only.
-STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
-LIMITS = ("rmin", "rmax", "dmax")
-ARGUMENTS = ("x", "gamma", "beta")
+Arrays = dict[str, Any]
+Inputs = Mapping[str, Any]
+Wanted = tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """What is fixed for a layer.
+@dataclass(frozen=True, eq=False)
+class Function:
+    """An operation and its gradient.
 
-    renorm_momentum: None where the moving statistics are the reference (see numbabn.Renorm)
+    arguments: the operands of `forward` that it is differentiated with respect to
+    result: the result of `forward` that is differentiated
+    residuals: results of `forward` that only `backward` reads
+    apart: groups of results of `backward` that cost little more on their own than together: a
+        graph that computes them apart leaves out those that nobody reads
+
+    `backward` reads ``"d" + result``, and operands and results of `forward` under their own
+    names; its results are ``"d" + argument``.
     """
 
-    axis: int | tuple[int, ...]
-    epsilon: float
-    momentum: float
-    renorm: bool
-    renorm_momentum: float | None
+    forward: Operation
+    backward: Operation
+    arguments: tuple[str, ...]
+    result: str
+    residuals: tuple[str, ...] = ()
+    apart: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The operands and results of `forward` that `backward` reads."""
+        return tuple(name for name in self.backward.operands if name != "d" + self.result)
 
 
-def channels_of(x: Shaped, axis: Axis) -> int:
-    """How many channels there are."""
-    axes = (axis,) if isinstance(axis, int) else axis
-    sizes = [x.shape[each] for each in axes]
-    return prod(size for size in sizes if size is not None)  # Channels are always known.
+TRAINING = Function(FORWARD, BACKWARD, ("x", "gamma", "beta"), "y", residuals=("saved",))
+# dx = gamma · rstd · dy needs none of the sums.
+INFERENCE = Function(
+    NORMALIZE,
+    NORMALIZE_BACKWARD,
+    ("x", "gamma", "beta"),
+    "y",
+    apart=(("dx",), ("dgamma", "dbeta")),
+)
 
 
-def _forward_shapes(inputs: Mapping[str, Shaped], attributes: Attributes) -> dict[str, Shaped]:
-    x = inputs["x"]
-    moved = {name: inputs[name] for name in STATISTICS if name in inputs}
-    values = Shaped((6, channels_of(x, attributes.axis)), "float64")
-    return {"y": x, "values": values, **moved}
-
-
-def _forward(
-    inputs: Mapping[str, NDArray[Any]],
-    attributes: Attributes,
-    wanted: tuple[str, ...] | None,
-    out: NDArray[Any] | None,
-) -> Arrays:
+def _forward(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs) -> Arrays:
     reference = _reference(inputs, attributes) if attributes.renorm else None
     y, saved = batch_norm_forward(
         inputs["x"], inputs.get("gamma"), inputs.get("beta"),
         axis=attributes.axis, mask=inputs.get("mask"), epsilon=attributes.epsilon,
-        renorm=reference, out=out,
+        renorm=reference, out=outputs.get("y"),
     )  # fmt: skip
-    return {"y": y, "values": saved.values, **_moved(inputs, saved.values, attributes)}
+    return {"y": y, "saved": saved.values, **_moved(inputs, saved.values, attributes)}
 
 
 def _reference(inputs: Mapping[str, NDArray[Any]], attributes: Attributes) -> Renorm:
@@ -111,116 +121,58 @@ def _moved(
     return {name: each.astype(inputs[name].dtype) for name, each in moved.items()}
 
 
-def _gradient_shapes(inputs: Mapping[str, Shaped], attributes: Attributes) -> dict[str, Shaped]:
-    x = inputs["x"]
-    axis = attributes.axis
-    shape: tuple[int | None, ...]
-    if isinstance(axis, int):
-        shape = (x.shape[axis],)
-    else:
-        axes = [each % len(x.shape) for each in axis]
-        shape = tuple(size if i in axes else 1 for i, size in enumerate(x.shape))
-    parameter = Shaped(shape, "float64" if x.dtype == "float64" else "float32")
-    return {"dx": x, "dgamma": parameter, "dbeta": parameter}
-
-
-def _backward(
-    inputs: Mapping[str, NDArray[Any]],
-    attributes: Attributes,
-    wanted: tuple[str, ...] | None,
-    out: NDArray[Any] | None,
-) -> Arrays:
+def _backward(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs) -> Arrays:
     gradients = backward_from_values(
-        inputs["dy"], inputs["x"], inputs["values"],
+        inputs["dy"], inputs["x"], inputs["saved"],
         axis=attributes.axis, mask=inputs.get("mask"), epsilon=attributes.epsilon,
-        with_dx=with_dx(wanted), out=out,
+        with_dx=with_dx(wanted), out=outputs.get("dx"),
     )  # fmt: skip
     return _wanted(gradients, wanted)
 
 
-def with_dx(wanted: tuple[str, ...] | None) -> bool:
+def with_dx(wanted: Wanted) -> bool:
     return wanted is None or "dx" in wanted
 
 
-def _wanted(gradients: tuple[Any, ...], wanted: tuple[str, ...] | None) -> Arrays:
+def _wanted(gradients: tuple[Any, ...], wanted: Wanted) -> Arrays:
     found = dict(zip(("dx", "dgamma", "dbeta"), gradients, strict=True))
     return found if wanted is None else {name: found[name] for name in wanted}
 
 
-def _normalize_shapes(inputs: Mapping[str, Shaped], attributes: Attributes) -> dict[str, Shaped]:
-    return {"y": inputs["x"]}
-
-
-def _normalize(
-    inputs: Mapping[str, NDArray[Any]],
-    attributes: Attributes,
-    wanted: tuple[str, ...] | None,
-    out: NDArray[Any] | None,
-) -> Arrays:
+def _normalize(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs) -> Arrays:
     y = normalize(
         inputs["x"], inputs["moving_mean"], inputs["moving_variance"],
         inputs.get("gamma"), inputs.get("beta"),
-        axis=attributes.axis, epsilon=attributes.epsilon, out=out,
+        axis=attributes.axis, epsilon=attributes.epsilon, out=outputs.get("y"),
     )  # fmt: skip
     return {"y": y}
 
 
 def _normalize_backward(
-    inputs: Mapping[str, NDArray[Any]],
-    attributes: Attributes,
-    wanted: tuple[str, ...] | None,
-    out: NDArray[Any] | None,
+    inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs
 ) -> Arrays:
     variance, gamma = inputs["moving_variance"], inputs.get("gamma")
     if wanted == ("dx",):
         # dx = gamma · rstd · dy: no sum over the batch, and x is not read.
         dx = normalize(
             inputs["dy"], np.zeros_like(variance), variance, gamma,
-            axis=attributes.axis, epsilon=attributes.epsilon, out=out,
+            axis=attributes.axis, epsilon=attributes.epsilon, out=outputs.get("dx"),
         )  # fmt: skip
         return {"dx": dx}
     gradients = gradients_of_normalize(
         inputs["dy"], inputs["x"], inputs["moving_mean"], variance, gamma,
-        axis=attributes.axis, epsilon=attributes.epsilon, with_dx=with_dx(wanted), out=out,
+        axis=attributes.axis, epsilon=attributes.epsilon, with_dx=with_dx(wanted),
+        out=outputs.get("dx"),
     )  # fmt: skip
     return _wanted(gradients, wanted)
 
 
-TRAINING = Function(
-    forward=Operation(
-        "batch_norm_forward",
-        (*ARGUMENTS, "mask", *LIMITS, *STATISTICS),
-        _forward_shapes,
-        _forward,
-        moved=STATISTICS,
-    ),
-    backward=Operation(
-        "batch_norm_backward",
-        ("dy", "x", "mask", "values"),
-        _gradient_shapes,
-        _backward,
-    ),
-    arguments=ARGUMENTS,
-    result="y",
-    residuals=("values",),
-)
-
-INFERENCE = Function(
-    forward=Operation(
-        "normalize",
-        (*ARGUMENTS, "moving_mean", "moving_variance"),
-        _normalize_shapes,
-        _normalize,
-    ),
-    backward=Operation(
-        "normalize_backward",
-        ("dy", "x", "gamma", "moving_mean", "moving_variance"),
-        _gradient_shapes,
-        _normalize_backward,
-    ),
-    arguments=ARGUMENTS,
-    result="y",
-    residuals=(),
-    # dx = gamma · rstd · dy needs none of the sums.
-    apart=(("dx",), ("dgamma", "dbeta")),
-)
+# By the names of operations: (operands, attributes, wanted, outputs) -> the results named in
+# `wanted`, or all that exist where that is None. Operands are only read; what `outputs` holds
+# is written there.
+COMPUTE: dict[str, Callable[[Inputs, Attributes, Wanted, Inputs], Arrays]] = {
+    FORWARD.name: _forward,
+    BACKWARD.name: _backward,
+    NORMALIZE.name: _normalize,
+    NORMALIZE_BACKWARD.name: _normalize_backward,
+}

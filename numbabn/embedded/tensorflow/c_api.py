@@ -5,31 +5,31 @@ import numpy as np
 from ...cpu.compile import exact
 from .. import table
 from ..memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call
+from ..table import Table
 
-# By their place among what the table has of a framework.
-FUNCTIONS = (
-    "TF_NewStatus",
-    "TF_SetStatus",
-    "TF_DeleteStatus",
-    "TF_NumInputs",
-    "TF_GetInput",
-    "TF_AllocateOutput",
-    "TF_OpKernelContext_Failure",
-    "TF_TensorType",
-    "TF_NumDims",
-    "TF_Dim",
-    "TF_TensorElementCount",
-    "TF_TensorData",
-    "TF_DeleteTensor",
-    "TF_OpKernelConstruction_GetAttrInt64",
-    "TF_OpKernelConstruction_Failure",
-    "TF_ShapeInferenceContextSetUnknownShape",
+# The functions that are called here.
+TABLE = Table(
+    "tensorflow_api",
+    (
+        "TF_NewStatus",
+        "TF_SetStatus",
+        "TF_DeleteStatus",
+        "TF_NumInputs",
+        "TF_GetInput",
+        "TF_AllocateOutput",
+        "TF_OpKernelContext_Failure",
+        "TF_TensorType",
+        "TF_NumDims",
+        "TF_Dim",
+        "TF_TensorElementCount",
+        "TF_TensorData",
+        "TF_DeleteTensor",
+        "TF_OpKernelConstruction_GetAttrInt64",
+        "TF_OpKernelConstruction_Failure",
+        "TF_ShapeInferenceContextSetUnknownShape",
+    ),
 )
-(
-    _NEW_STATUS, _SET_STATUS, _DELETE_STATUS, _NUM_INPUTS, _GET_INPUT, _ALLOCATE_OUTPUT,
-    _FAIL_CALL, _TENSOR_TYPE, _NUM_DIMS, _DIM, _ELEMENT_COUNT, _TENSOR_DATA, _DELETE_TENSOR,
-    _GET_ATTRIBUTE, _FAIL_CONSTRUCTION, _SET_UNKNOWN_SHAPE,
-) = range(table.OF_TENSORFLOW, table.OF_TENSORFLOW + len(FUNCTIONS))  # fmt: skip
+_AT, _entry = TABLE.at, TABLE.entry
 
 # TensorFlow's numbers of dtypes: those of `memory.DTYPES`, in their order.
 NUMBERS = (19, 14, 1, 2)
@@ -42,27 +42,27 @@ _INT = 0xFFFFFFFF
 
 @exact
 def _api(place, arguments):
-    return call(table.entry(place), arguments)
+    return call(_entry(place), arguments)
 
 
 @exact
 def new_status():
     """A status, which says nothing yet."""
-    return _api(_NEW_STATUS, ())
+    return _api(_AT.TF_NewStatus, ())
 
 
 @exact
 def delete_status(status):
     """Free a status."""
-    _api(_DELETE_STATUS, (status,))
+    _api(_AT.TF_DeleteStatus, (status,))
 
 
 @exact
 def fail_call(context, code, message):
     """End a call of a kernel with an error; `message` is the address of a C string."""
     status = new_status()
-    _api(_SET_STATUS, (status, code, message))
-    _api(_FAIL_CALL, (context, status))
+    _api(_AT.TF_SetStatus, (status, code, message))
+    _api(_AT.TF_OpKernelContext_Failure, (context, status))
     delete_status(status)
     return 1
 
@@ -71,8 +71,8 @@ def fail_call(context, code, message):
 def fail_construction(construction, code, message):
     """End the construction of a kernel with an error."""
     status = new_status()
-    _api(_SET_STATUS, (status, code, message))
-    _api(_FAIL_CONSTRUCTION, (construction, status))
+    _api(_AT.TF_SetStatus, (status, code, message))
+    _api(_AT.TF_OpKernelConstruction_Failure, (construction, status))
     delete_status(status)
 
 
@@ -80,7 +80,7 @@ def fail_construction(construction, code, message):
 def attribute_of(construction, name):
     """An attribute of a kernel that is constructed, an int; `name` is the address of a C string."""
     status, value = new_status(), np.zeros(1, np.int64)
-    _api(_GET_ATTRIBUTE, (construction, name, value, status))
+    _api(_AT.TF_OpKernelConstruction_GetAttrInt64, (construction, name, value, status))
     delete_status(status)
     return value[0]
 
@@ -88,16 +88,16 @@ def attribute_of(construction, name):
 @exact
 def set_unknown_shape(inference, status):
     """Leave the shapes of all outputs open."""
-    _api(_SET_UNKNOWN_SHAPE, (inference, status))
+    _api(_AT.TF_ShapeInferenceContextSetUnknownShape, (inference, status))
 
 
 @exact
 def inputs_of(context):
     """The input tensors of a call; to be deleted."""
-    tensors = np.zeros(_api(_NUM_INPUTS, (context,)) & _INT, np.int64)
+    tensors = np.zeros(_api(_AT.TF_NumInputs, (context,)) & _INT, np.int64)
     status = new_status()
     for i in range(tensors.size):
-        _api(_GET_INPUT, (context, i, tensors[i:], status))
+        _api(_AT.TF_GetInput, (context, i, tensors[i:], status))
     delete_status(status)
     return tensors
 
@@ -110,13 +110,13 @@ def allocate_output(context, index, dtype, dimensions, rank, size):
     size: in bytes
     """
     status = new_status()
-    tensor = _api(_ALLOCATE_OUTPUT, (context, index, dtype, dimensions, rank, size, status))
+    tensor = _api(_AT.TF_AllocateOutput, (context, index, dtype, dimensions, rank, size, status))
     if tensor == 0:
-        _api(_FAIL_CALL, (context, status))
-    elif size >= _LEAST_HUGE and table.entry(table.ADVISE) != 0:
-        address = _api(_TENSOR_DATA, (tensor,))
+        _api(_AT.TF_OpKernelContext_Failure, (context, status))
+    elif size >= _LEAST_HUGE and table.entry(table.AT.advise) != 0:
+        address = _api(_AT.TF_TensorData, (tensor,))
         start = (address + _PAGE - 1) // _PAGE * _PAGE
-        call(table.entry(table.ADVISE), (start, address + size - start, _MADV_HUGEPAGE))
+        call(table.entry(table.AT.advise), (start, address + size - start, _MADV_HUGEPAGE))
     delete_status(status)
     return tensor
 
@@ -126,7 +126,7 @@ def delete_tensors(tensors):
     """Let go of tensors; 0 is none."""
     for tensor in tensors:
         if tensor != 0:
-            _api(_DELETE_TENSOR, (tensor,))
+            _api(_AT.TF_DeleteTensor, (tensor,))
 
 
 @exact
@@ -134,14 +134,14 @@ def signature_of(tensors):
     """The shapes of tensors: the rank and the sizes of each."""
     length = 0
     for tensor in tensors:
-        length += 1 + (_api(_NUM_DIMS, (tensor,)) & _INT)
+        length += 1 + (_api(_AT.TF_NumDims, (tensor,)) & _INT)
     signature = np.empty(length, np.int64)
     place = 0
     for tensor in tensors:
-        rank = _api(_NUM_DIMS, (tensor,)) & _INT
+        rank = _api(_AT.TF_NumDims, (tensor,)) & _INT
         signature[place] = rank
         for axis in range(rank):
-            signature[place + 1 + axis] = _api(_DIM, (tensor, axis))
+            signature[place + 1 + axis] = _api(_AT.TF_Dim, (tensor, axis))
         place += 1 + rank
     return signature
 
@@ -149,9 +149,9 @@ def signature_of(tensors):
 @exact
 def describe(tensor, buffer):
     """Fill in the buffer, as `memory` has it, of a tensor."""
-    dtype = _api(_TENSOR_TYPE, (tensor,)) & _INT
-    buffer[DATA] = _api(_TENSOR_DATA, (tensor,))
-    buffer[ELEMENTS] = _api(_ELEMENT_COUNT, (tensor,))
+    dtype = _api(_AT.TF_TensorType, (tensor,)) & _INT
+    buffer[DATA] = _api(_AT.TF_TensorData, (tensor,))
+    buffer[ELEMENTS] = _api(_AT.TF_TensorElementCount, (tensor,))
     buffer[DTYPE] = OTHER
     for place in range(len(NUMBERS)):
         if NUMBERS[place] == dtype:

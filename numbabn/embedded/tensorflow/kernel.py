@@ -16,13 +16,15 @@ from ..memory import (
     RESOURCE_EXHAUSTED,
     call,
     words,
-)  # fmt: skip
+)
+from ..table import Table
 from . import c_api
 
-# In the table, after the functions of the C API: Python's `find_state` and `make_record`, the name
-# of the attribute, and what `execution` calls back.
-_FIRST = table.OF_TENSORFLOW + len(c_api.FUNCTIONS)
-FIND_STATE, MAKE_RECORD, ATTRIBUTE, COUNT_OTHERS, SCHEDULE, FAIL = range(_FIRST, _FIRST + 6)
+# Python's functions, the name of the operator's attribute, and what `execution` calls back.
+TABLE = Table(
+    "tensorflow", ("find_state", "make_record", "attribute", "count_others", "schedule", "fail")
+)
+_AT, _entry = TABLE.at, TABLE.entry
 
 # The state of a kernel is that of its spec, in words: the newest of its records, or 0, and which
 # spec it is.
@@ -40,10 +42,10 @@ _FLOAT32 = DTYPES.index("float32")
 
 def create(construction):
     """The state of a new kernel, which is shared."""
-    index = c_api.attribute_of(construction, table.entry(ATTRIBUTE))
-    state = call(table.entry(FIND_STATE), (index,))
+    index = c_api.attribute_of(construction, _entry(_AT.attribute))
+    state = call(_entry(_AT.find_state), (index,))
     if state == 0:
-        message = table.entry(table.NOT_LOADED)
+        message = table.entry(table.AT.not_loaded)
         c_api.fail_construction(construction, FAILED_PRECONDITION, message)
     return state
 
@@ -64,7 +66,7 @@ def compute(state, context):
     if record != 0:
         _run(record, context, inputs)
         if words(record, HEAD)[ONCE] != 0:
-            call(table.entry(table.FREE), (record,))
+            call(table.entry(table.AT.free), (record,))
     c_api.delete_tensors(inputs)
 
 
@@ -79,17 +81,17 @@ def _record_of(state, context, signature):
             if (known == signature).all():
                 return record
         record = head[BEFORE]
-    address = call(table.entry(table.ALLOCATE), (8 * callbacks.REQUEST,))
+    address = call(table.entry(table.AT.allocate), (8 * callbacks.REQUEST,))
     if address == 0:
-        c_api.fail_call(context, RESOURCE_EXHAUSTED, table.entry(table.NO_MEMORY))
+        c_api.fail_call(context, RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory))
         return 0
     request = words(address, callbacks.REQUEST)
     request[0], request[1] = words(state, STATE)[INDEX], signature.size
     request[2] = signature.ctypes.data
-    record = call(table.entry(MAKE_RECORD), (address, signature))
+    record = call(_entry(_AT.make_record), (address, signature))
     if record == 0:
         c_api.fail_call(context, INVALID_ARGUMENT, address + 8 * callbacks.REASON)
-    call(table.entry(table.FREE), (address,))
+    call(table.entry(table.AT.free), (address,))
     return record
 
 
@@ -105,7 +107,7 @@ def _run(record, context, inputs):
     numbers = operands.ctypes.data + 8 * BUFFER * (inputs.size + head[LATE])
     for i in range(inputs.size):
         c_api.describe(inputs[i], operands[i])
-    fail = table.entry(FAIL)
+    fail = _entry(_AT.fail)
     if callbacks.read_numbers(head[LATE], late_address, numbers, context, fail) != 0:
         return
     for k in range(head[LATE]):
@@ -121,19 +123,16 @@ def _run(record, context, inputs):
     results = c_api.new_buffers(number)
     place = 0
     for k in range(number):
-        tensors[k] = c_api.allocate_output(
-            context, k, outputs[place + _DTYPE], outputs_address + 8 * (place + OUTPUT),
-            outputs[place + _RANK], outputs[place + _BYTES],
-        )  # fmt: skip
+        dtype, size, rank = outputs[place + _DTYPE], outputs[place + _BYTES], outputs[place + _RANK]
+        sizes = outputs_address + 8 * (place + OUTPUT)
+        tensors[k] = c_api.allocate_output(context, k, dtype, sizes, rank, size)
         if tensors[k] == 0:
             c_api.delete_tensors(tensors)
             return
         c_api.describe(tensors[k], results[k])
-        place += OUTPUT + outputs[place + _RANK]
-    execution.execute(
-        plan_address, head[PLAN], operands, results, context, table.entry(COUNT_OTHERS),
-        table.entry(SCHEDULE), fail,
-    )  # fmt: skip
+        place += OUTPUT + rank
+    count, schedule = _entry(_AT.count_others), _entry(_AT.schedule)
+    execution.execute(plan_address, head[PLAN], operands, results, context, count, schedule, fail)
     c_api.delete_tensors(tensors)
 
 

@@ -12,14 +12,13 @@ from numba import types
 
 from ...cpu import threads
 from ...cpu.compile import c_function
-from .. import pool, process, table
-from . import c_api, kernel
-from . import records as specs
+from .. import pool, process
+from . import c_api, kernel, records
 
 OPERATOR = "NumbabnKernels"
 _ATTRIBUTES = ("Tin: list(type) >= 1", "Tout: list(type) >= 1", "spec: int")
 
-# What the table and TensorFlow hold the addresses of.
+# What the tables and TensorFlow hold the addresses of.
 _kept: list[Any] = []
 _registering = threading.Lock()
 
@@ -40,20 +39,15 @@ def _register():
         raise RuntimeError(f"TensorFlow has an operator {OPERATOR} already")
     library = _library()
     process.fill_table()
-    for place, name in enumerate(c_api.FUNCTIONS, table.OF_TENSORFLOW):
-        table.entries[place] = process.address_of(getattr(library, name))
-    attribute = ctypes.create_string_buffer(b"spec")
-    table.entries[kernel.ATTRIBUTE] = ctypes.addressof(attribute)
-    table.entries[kernel.FIND_STATE] = process.address_of(specs.find_state)
-    table.entries[kernel.MAKE_RECORD] = process.address_of(specs.make_record)
-    process.enter(
-        {
-            kernel.COUNT_OTHERS: (kernel.count_others, 1),
-            kernel.SCHEDULE: (kernel.schedule, 3),
-            kernel.FAIL: (kernel.fail, 3),
-        },
-        "tensorflow",
+    c_api.TABLE.fill(
+        **{name: process.address_of(getattr(library, name)) for name in c_api.TABLE.at._fields}
     )
+    kernel.TABLE.fill(
+        attribute=process.address_of_text("spec"),
+        find_state=process.address_of(records.find_state),
+        make_record=process.address_of(records.make_record),
+    )
+    process.enter(kernel.TABLE, "tensorflow", kernel.count_others, kernel.schedule, kernel.fail)
     if not threads.in_forked_child():
         pool.start(_thread_count() - 1)
     word = types.int64
@@ -66,7 +60,7 @@ def _register():
             (kernel.infer_shapes, types.void(word, word)),
         )
     }
-    _kept.extend((library, attribute, functions))
+    _kept.extend((library, functions))
     _register_operator(library, functions)
     _register_kernel(library, functions)
 

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 from numba import types
 
-from ... import layout as lay
-from ...cpu import steps
 from ...cpu.compile import c_function
-from .. import callbacks, plans
+from .. import callbacks
 from ..jobs import add, load
 from ..memory import words
+from ..operations import Attributes, Shaped, result_dtype, result_shape
+from ..plans import geometry_of, make_plan
 from . import kernel
 
 logger = logging.getLogger("numbabn")
@@ -30,16 +30,15 @@ MOST_RECORDS = 1000
 class Spec(NamedTuple):
     """What is known of a call when it is traced.
 
-    mode, steps: as `plans.make_plan` takes them
+    run: of `operations`
     operands: name and dtype of each input
     late: name and index (see `callbacks`) of each number that is read late
     results: names of the outputs
-    context: what the caller wants to have back, see `operations.context_of`
+    context: what the caller wants to have back, see `calls.context_of`
     """
 
-    mode: int
-    steps: tuple[Any, ...]
-    attributes: Any
+    run: int
+    attributes: Attributes
     operands: tuple[tuple[str, str], ...]
     late: tuple[tuple[str, int], ...]
     results: tuple[str, ...]
@@ -134,55 +133,24 @@ def _copy_once(record: np.ndarray[Any, Any]) -> int:
     return int(address)
 
 
-class _Canonical(NamedTuple):
-    """x in canonical form."""
-
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-
-
 def _make_record(spec: Spec, signature: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    shapes, dtypes, place = {}, dict(spec.operands), 0
-    for name in dtypes:
+    inputs: dict[str, Shaped] = {}
+    place = 0
+    for name, dtype in spec.operands:
         rank = int(signature[place])
-        shapes[name] = tuple(int(size) for size in signature[place + 1 : place + 1 + rank])
+        shape = tuple(int(size) for size in signature[place + 1 : place + 1 + rank])
+        inputs[name] = Shaped(shape, dtype)
         place += 1 + rank
-    dtype = np.dtype(tf.as_dtype(dtypes["x"]).as_numpy_dtype)
-    x = np.broadcast_to(np.zeros((), dtype), shapes["x"])
-    layout = lay.layout_of(x, spec.attributes.axis)
-    mask = None
-    if "mask" in shapes:
-        on = lay.check_mask(np.zeros(shapes["mask"], np.bool_), x)
-        mask = lay.canonical_mask(on, layout, expand=False)
-    plan = plans.make_plan(
-        spec.mode,
-        spec.steps,
-        _Canonical(layout.canonical_shape, dtype),
-        mask,
-        spec.attributes,
-        [*dtypes, *(name for name, _ in spec.late)],
-        spec.results,
-    )
+    attributes, dtypes = spec.attributes, dict(spec.operands)
+    geometry = geometry_of(inputs["x"], inputs.get("mask"), attributes.axis, expand=False)
+    operands = [*inputs, *(name for name, _ in spec.late)]
+    plan = make_plan(spec.run, geometry, attributes, operands, spec.results)
     outputs: list[int] = []
     for name in spec.results:
-        outputs += _output(name, layout, dtypes)
+        shape = result_shape(name, geometry.layout.shape, attributes.axis)
+        kind = tf.as_dtype(result_dtype(name, dtypes))
+        size = int(np.prod(shape, dtype=np.int64)) * kind.size
+        outputs += [kind.as_datatype_enum, size, len(shape), *shape]
     late = [index for _, index in spec.late]
     head = [0, 0, signature.size, len(late), len(outputs), plan.size]
     return np.array([*head, *signature, *late, *outputs, *plan], np.int64)
-
-
-def _output(name: str, layout: lay.Layout, dtypes: dict[str, str]) -> list[int]:
-    """What a record has of an output."""
-    shape, dtype = layout.channel_shape, dtypes.get(name, rows_dtype(dtypes["x"]))
-    if name in ("y", "dx"):
-        shape, dtype = layout.shape, dtypes["x"]
-    elif name == "values":
-        shape, dtype = (steps.SAVED, layout.channels), "float64"
-    kind = tf.as_dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.size
-    return [kind.as_datatype_enum, size, len(shape), *shape]
-
-
-def rows_dtype(dtype: str) -> str:
-    """The dtype of per-channel values beside a tensor of `dtype`."""
-    return "float64" if dtype == "float64" else "float32"

@@ -1,12 +1,21 @@
-"""The handlers: the C functions that XLA calls."""
+"""The handlers, the C functions that XLA calls, and how they become known to it."""
 
-from numba import carray
+import ctypes
+import threading
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from .. import callbacks, execution, memory, table
-from . import frame as c_api
+import jax
+from numba import carray, types
 
-# In the table: what `execution` calls back.
-COUNT_OTHERS, SCHEDULE, FAIL = range(table.OF_XLA, table.OF_XLA + 3)
+from ...cpu.compile import c_function
+from .. import callbacks, execution, memory, process
+from ..table import Table
+from . import c_api
+
+# What `execution` calls back.
+TABLE = Table("xla", ("count_others", "schedule", "fail"))
+_AT, _entry = TABLE.at, TABLE.entry
 
 
 def execute(frame):
@@ -18,10 +27,12 @@ def execute(frame):
     if c_api.answers_metadata(frame):
         return 0
     plan_address, plan_size = c_api.attribute_of(frame)
+    operands, results = c_api.operands_of(frame), c_api.results_of(frame)
+    count, schedule, fail = _entry(_AT.count_others), _entry(_AT.schedule), _entry(_AT.fail)
+    source = frame.ctypes.data
     return execution.execute(
-        plan_address, plan_size, c_api.operands_of(frame), c_api.results_of(frame),
-        frame.ctypes.data, table.entry(COUNT_OTHERS), table.entry(SCHEDULE), table.entry(FAIL),
-    )  # fmt: skip
+        plan_address, plan_size, operands, results, source, count, schedule, fail
+    )
 
 
 def read(frame):
@@ -34,7 +45,7 @@ def read(frame):
         return 0
     address, size = c_api.attribute_of(frame)
     numbers = c_api.results_of(frame)[0][memory.DATA]
-    return callbacks.read_numbers(size, address, numbers, frame.ctypes.data, table.entry(FAIL))
+    return callbacks.read_numbers(size, address, numbers, frame.ctypes.data, _entry(_AT.fail))
 
 
 # What `execution` calls back; the source is the frame.
@@ -55,3 +66,49 @@ def schedule(source, function, argument):
 def fail(source, code, message):
     """The address of a new error."""
     return c_api.error(c_api.api_of(memory.words(source, c_api.FRAME)), code, message)
+
+
+# Registration
+
+# XLA asks for a capsule of this name, and the capsule keeps the pointer to it.
+_CAPSULE = b"xla._CUSTOM_CALL_TARGET"
+
+# What XLA holds the addresses of.
+_kept: list[Any] = []
+_registering = threading.Lock()
+
+
+class _Targets(NamedTuple):
+    """The names under which XLA knows the handlers."""
+
+    execute: str
+    read: str
+
+
+def targets():
+    """The names of the handlers, which are registered by now."""
+    # XLA refuses a second handler of one name.
+    with _registering:
+        return _registered()
+
+
+@lru_cache(maxsize=1)
+def _registered():
+    process.fill_table()
+    process.enter(TABLE, "xla", count_others, schedule, fail)
+    return _Targets(_register(execute, "numbabn_execute"), _register(read, "numbabn_read"))
+
+
+def _register(function, name):
+    """Compile a handler, or load it, and make it known to XLA; its name there."""
+    compiled = c_function(function, name, types.int64(types.CPointer(types.int64)))
+    _kept.append(compiled)
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype = ctypes.py_object
+    capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    # The name has a digest of the sources in it: a program that another version exported
+    # does not find it, and plans are read by the code that they are for.
+    jax.ffi.register_ffi_target(
+        compiled.__name__, capsule(compiled.address, _CAPSULE, None), platform="cpu"
+    )
+    return compiled.__name__

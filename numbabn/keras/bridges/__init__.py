@@ -1,17 +1,15 @@
 """Between the tensors of a framework and arrays: one module for each backend of Keras.
 
-A bridge knows nothing of batch normalization. It is given a :class:`Function`: two
-:class:`Operation` s over NumPy arrays, a forward one and the one that computes its gradient,
-and it runs them on its framework's tensors, inside that framework's differentiation. The bridges
-of torch and JAX find the same operations over arrays of a CUDA device, by their names, in
-:mod:`numbabn.keras.device`. Each bridge is a module with
+A bridge knows nothing of batch normalization. It is given a `Function` of :mod:`..operations`:
+the descriptions of an operation and of the one that computes its gradient. It runs them on its
+framework's tensors, inside that framework's differentiation, by what goes by their names: over
+arrays in `COMPUTE` there, in compiled programs in `numbabn.embedded`. Each bridge is a module with
 
     apply(function, inputs, attributes) -> results
-        `inputs` maps the names in `function.forward.inputs` to tensors, to a `Late`, or to
-        None where there is no such input. `results` maps the names of the outputs that exist
-        (see `Operation.outputs`) to tensors; the first is differentiable with respect to
-        `function.arguments`, the others are constants, and those in `function.residuals`
-        are left out.
+        `inputs` maps the names of the operands of `function.forward` that are there to
+        tensors, or to a `Late`. `results` maps the names of its results to tensors; that
+        which is `function.result` is differentiable with respect to `function.arguments`, the
+        others are constants, and those in `function.residuals` are left out.
     in_graph(tensor) -> bool
         whether a graph is being traced that may change what `tensor` holds.
     SUPPORTS_JIT
@@ -39,10 +37,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 BACKENDS = ("torch", "tensorflow", "jax", "numpy")
 
@@ -54,16 +51,6 @@ SECOND_DERIVATIVE = (
 )
 
 
-class Shaped(NamedTuple):
-    """The shape and the name of the dtype of an array that is not there yet.
-
-    A size is None where a graph leaves it open.
-    """
-
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
 @dataclass(frozen=True)
 class Late:
     """A number that is read anew whenever the computation runs: a float32 input of shape ().
@@ -73,61 +60,6 @@ class Late:
     """
 
     read: Callable[[], float]
-
-
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """A computation over NumPy arrays, by the names of what goes in and what comes out.
-
-    name: for messages, and for targets other than `host` to be found by
-    inputs: the names of the arrays that it takes; each may be absent
-    shapes: (a Shaped for every input that is there, attributes) -> a Shaped for every output
-        that exists, the largest first
-    host: (inputs that are there, attributes, wanted, out) -> the outputs named in `wanted`,
-        or all that exist where that is None. It only reads its inputs. `out` is None, or a
-        C-ordered array to write the first output to. Without `out` the first output takes the
-        memory order of `x`.
-    attributes: any hashable object, known when a computation is traced
-    moved: the inputs of which new values come back, under their own names
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    shapes: Callable[[Mapping[str, Shaped], Any], dict[str, Shaped]]
-    host: Callable[
-        [Mapping[str, NDArray[Any]], Any, tuple[str, ...] | None, NDArray[Any] | None], Arrays
-    ]
-    moved: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """An operation and its gradient.
-
-    arguments: the inputs of `forward` that it is differentiated with respect to
-    result: the output of `forward` that is differentiated
-    residuals: outputs of `forward` that only `backward` reads
-    apart: groups of outputs of `backward` that cost little more on their own than together: a
-        graph that computes them apart leaves out those that nobody reads
-
-    `backward` reads ``"d" + result``, and inputs and outputs of `forward` under their own
-    names; its outputs are ``"d" + argument``.
-    """
-
-    forward: Operation
-    backward: Operation
-    arguments: tuple[str, ...]
-    result: str
-    residuals: tuple[str, ...]
-    apart: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The inputs and outputs of `forward` that `backward` reads."""
-        return tuple(name for name in self.backward.inputs if name != "d" + self.result)
 
 
 def bridge_of(backend: str) -> ModuleType:

@@ -18,16 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...embedded import xla as xla_ffi
+from ...embedded import xla
+from ...embedded.operations import Operation, Shaped
 from .. import device
-from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
+from ..operations import COMPUTE, Function
+from . import SECOND_DERIVATIVE, Late, read_late
 
 SUPPORTS_JIT = True
 
 Tensors = dict[str, Any]
 
 
-class _Plan(NamedTuple):
+class _Trace(NamedTuple):
     """What is known when a computation is traced."""
 
     function: Function
@@ -49,13 +51,12 @@ class _Wanted:
 
 def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Tensors:
     """Run `function`, differentiably; see the package's docstring."""
-    given = {name: value for name, value in inputs.items() if value is not None}
-    late = tuple((name, value) for name, value in given.items() if isinstance(value, Late))
-    arguments = {name: given.pop(name) for name in function.arguments if name in given}
-    constants = {name: value for name, value in given.items() if not isinstance(value, Late)}
-    if xla_ffi.is_available():
-        arguments = xla_ffi.vary_alike(arguments, constants)
-    results = _apply(_Plan(function, attributes, late), arguments, constants)
+    late = tuple((name, value) for name, value in inputs.items() if isinstance(value, Late))
+    tensors = {name: value for name, value in inputs.items() if not isinstance(value, Late)}
+    arguments = {name: tensors.pop(name) for name in function.arguments if name in tensors}
+    if xla.is_available():
+        arguments = xla.vary_alike(arguments, tensors)
+    results = _apply(_Trace(function, attributes, late), arguments, tensors)
     return {name: value for name, value in results.items() if name not in function.residuals}
 
 
@@ -65,32 +66,32 @@ def in_graph(tensor: Any) -> bool:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _apply(plan: _Plan, arguments: Tensors, constants: Tensors) -> Tensors:
-    return _call(plan, plan.function.forward, {**arguments, **constants})
+def _apply(trace: _Trace, arguments: Tensors, constants: Tensors) -> Tensors:
+    return _call(trace, trace.function.forward, {**arguments, **constants})
 
 
-def _apply_forward(plan: _Plan, arguments: Any, constants: Any) -> tuple[Tensors, Any]:
+def _apply_forward(trace: _Trace, arguments: Any, constants: Any) -> tuple[Tensors, Any]:
     # With symbolic zeros JAX says which of the inputs a gradient is asked for.
     wanted = tuple(
         (name, primal.value.dtype) for name, primal in arguments.items() if primal.perturbed
     )
     given = {name: primal.value for name, primal in {**arguments, **constants}.items()}
-    results = _call(plan, plan.function.forward, given)
+    results = _call(trace, trace.function.forward, given)
     everything = {**given, **results}
-    kept = {name: everything[name] for name in plan.function.kept if name in everything}
+    kept = {name: everything[name] for name in trace.function.kept if name in everything}
     return results, (kept, _Wanted(tuple(arguments), wanted))
 
 
-def _apply_backward(plan: _Plan, residuals: Any, cotangents: Tensors) -> tuple[Any, None]:
+def _apply_backward(trace: _Trace, residuals: Any, cotangents: Tensors) -> tuple[Any, None]:
     kept, wanted = residuals
-    function = plan.function
+    function = trace.function
     dy = cotangents[function.result]
     if isinstance(dy, jax.custom_derivatives.SymbolicZero):
         return None, None
     inputs = {**kept, "d" + function.result: dy}
     names = tuple("d" + name for name, _ in wanted.dtypes)
-    found = _call(plan._replace(late=()), function.backward, inputs, names)
-    gradients: dict[str, Any] = dict.fromkeys(plan.function.arguments)
+    found = _call(trace._replace(late=()), function.backward, inputs, names)
+    gradients: dict[str, Any] = dict.fromkeys(trace.function.arguments)
     gradients |= {name: found["d" + name].astype(dtype) for name, dtype in wanted.dtypes}
     return {name: gradients[name] for name in wanted.arguments}, None
 
@@ -99,51 +100,38 @@ _apply.defvjp(_apply_forward, _apply_backward, symbolic_zeros=True)
 
 
 def _call(
-    plan: _Plan, operation: Operation, tensors: Tensors, wanted: tuple[str, ...] | None = None
+    trace: _Trace, operation: Operation, tensors: Tensors, wanted: tuple[str, ...] | None = None
 ) -> Tensors:
-    """The outputs of `operation`, all of them or those that are `wanted`."""
-    residuals = plan.function.residuals
-    specs = {
-        name: Shaped(value.shape, value.dtype.name)
-        for name, value in tensors.items()
-        if name not in residuals
-    }
-    specs |= {name: Shaped((), "float32") for name, _ in plan.late}
-    shapes = operation.shapes(specs, plan.attributes)
-    shapes = {name: shapes[name] for name in (shapes if wanted is None else wanted)}
+    """The results of `operation`, all of them or those that are `wanted`."""
+    residuals = trace.function.residuals
+    known = {name: Shaped(value.shape, value.dtype.name) for name, value in tensors.items()}
+    shapes = operation.results_of(known, trace.attributes)
+    names = tuple(shapes) if wanted is None else wanted
+    shapes = {name: shapes[name] for name in names}
 
     def host(arrays: Mapping[str, Any]) -> Tensors:
-        given: dict[str, Any] = {
-            name: _unpacked(np.asarray(value)) if name in residuals else np.asarray(value)
-            for name, value in arrays.items()
-        }
-        given |= read_late(dict(plan.late))
-        results = operation.host(given, plan.attributes, tuple(shapes), None)
+        given = {name: np.asarray(value) for name, value in arrays.items()}
+        given |= {name: _unpacked(given[name]) for name in residuals if name in given}
+        given |= read_late(dict(trace.late))
+        results = COMPUTE[operation.name](given, trace.attributes, names, {})
         return {
             name: _packed(array) if name in residuals else array for name, array in results.items()
         }
 
-    outputs = {
-        name: _shape_of_packed(shape) if name in residuals
-        else jax.ShapeDtypeStruct(shape.shape, shape.dtype)
-        for name, shape in shapes.items()
-    }  # fmt: skip
+    outputs = {name: _type_of(shape, name in residuals) for name, shape in shapes.items()}
     call_back = partial(jax.pure_callback, host, outputs, vmap_method="sequential")
 
     def call_kernels(tensors: Tensors) -> Tensors:
-        numbers = xla_ffi.read_numbers([value.read for _, value in plan.late]) if plan.late else ()
-        late = {name: numbers[i] for i, (name, _) in enumerate(plan.late)}
-        kernels = xla_ffi.OPERATIONS[operation.name]
-        return kernels({**tensors, **late}, plan.attributes, tuple(shapes))
+        numbers = xla.read_numbers([value.read for _, value in trace.late]) if trace.late else ()
+        late = {name: numbers[i] for i, (name, _) in enumerate(trace.late)}
+        return xla.call(operation.name, {**tensors, **late}, trace.attributes, names)
 
     def call_device(tensors: Tensors) -> Tensors:
-        if operation.name in device.OPERATIONS and device_is_available():
-            return _on_device(plan, operation, shapes, tensors)
+        if device_is_available():
+            return _on_device(trace, operation, shapes, tensors)
         return call_back(tensors)
 
-    on_cpu: Any = call_back
-    if operation.name in xla_ffi.OPERATIONS and xla_ffi.is_available():
-        on_cpu = call_kernels
+    on_cpu = call_kernels if xla.is_available() else call_back
     run = partial(_on_platform, on_cpu, call_device, call_back)
     return _undifferentiable(operation.name, run, tensors)
 
@@ -161,17 +149,17 @@ def device_is_available() -> bool:
 
 
 def _on_device(
-    plan: _Plan, operation: Operation, shapes: Mapping[str, Shaped], tensors: Tensors
+    trace: _Trace, operation: Operation, shapes: Mapping[str, Shaped], tensors: Tensors
 ) -> Tensors:
     """The outputs named in `shapes`, computed in XLA's buffers on a CUDA device."""
     from jax.experimental.buffer_callback import buffer_callback
 
-    residuals = plan.function.residuals
+    residuals = trace.function.residuals
     # What is moved is at least float32, see `numbabn.keras.device`.
     narrow = {
         name: tensors[name].dtype
-        for name in operation.moved
-        if name in tensors and tensors[name].dtype.itemsize < 4
+        for name in operation.results
+        if name in tensors and name in operation.operands and tensors[name].dtype.itemsize < 4
     }
     tensors = {**tensors, **{name: tensors[name].astype(np.float32) for name in narrow}}
     kinds = {name: each.dtype.name for name, each in tensors.items()}
@@ -186,14 +174,13 @@ def _on_device(
 
         given = {name: array(name, each, kinds[name]) for name, each in inputs.items()}
         into = {name: array(name, each, wanted[name].dtype) for name, each in outputs.items()}
-        given |= read_late(dict(plan.late))
-        device.OPERATIONS[operation.name](given, plan.attributes, tuple(wanted), into)
+        given |= read_late(dict(trace.late))
+        device.OPERATIONS[operation.name](given, trace.attributes, tuple(wanted), into)
 
     results = {
-        name: _shape_of_packed(shape) if name in residuals
-        else jax.ShapeDtypeStruct(shape.shape, _BITS.get(shape.dtype, shape.dtype))
+        name: _type_of(shape._replace(dtype=_BITS.get(shape.dtype, shape.dtype)), name in residuals)
         for name, shape in wanted.items()
-    }  # fmt: skip
+    }
     call = buffer_callback(fill, results, vmap_method="sequential")
     found = call({name: _as_bits(each) for name, each in tensors.items()})
     found = {
@@ -251,5 +238,7 @@ def _unpacked(array: NDArray[np.uint32]) -> NDArray[np.float64]:
     return np.ascontiguousarray(array).view(np.float64)[..., 0]
 
 
-def _shape_of_packed(shape: Shaped) -> Any:
-    return jax.ShapeDtypeStruct((*shape.shape, 2), np.uint32)
+def _type_of(shaped: Shaped, packed: bool) -> Any:
+    if packed:
+        return jax.ShapeDtypeStruct((*shaped.shape, 2), np.uint32)
+    return jax.ShapeDtypeStruct(shaped.shape, shaped.dtype)

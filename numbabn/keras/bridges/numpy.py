@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from . import Arrays, Function, read_late
+from ..operations import COMPUTE, Arrays, Function
+from . import read_late
 
 SUPPORTS_JIT = True  # Keras compiles nothing here.
 
 
 def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Arrays:
     """Run the forward of `function`; see the package's docstring."""
-    arrays = {
-        name: np.asarray(value) for name, value in read_late(inputs).items() if value is not None
-    }
-    results = function.forward.host(arrays, attributes, None, None)
+    arrays = {name: np.asarray(value) for name, value in read_late(inputs).items()}
+    results = COMPUTE[function.forward.name](arrays, attributes, None, {})
     return {name: array for name, array in results.items() if name not in function.residuals}
 
 

@@ -1,7 +1,7 @@
 """TensorFlow: kernels that it calls, eagerly and in graphs.
 
-Where it cannot (see `tensorflow_op.is_available`), and for channel axes that are not adjacent,
-Python does: on eager tensors' memory as it is, and through `tf.numpy_function` in graphs.
+Where it cannot (see `embedded.tensorflow`), and for channel axes that are not adjacent, Python
+does: on eager tensors' memory as it is, and through `tf.numpy_function` in graphs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ...embedded import tensorflow as tensorflow_op
-from . import SECOND_DERIVATIVE, Function, Late, Operation, Shaped, read_late
+from ...embedded import tensorflow as compiled
+from ...embedded.operations import Operation, Shaped
+from ..operations import COMPUTE, Function
+from . import SECOND_DERIVATIVE, Late, read_late
 
 SUPPORTS_JIT = False  # XLA knows neither the kernels' operator nor Python.
 
@@ -36,10 +38,8 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Ten
     given = {
         name: value if isinstance(value, Late) else tf.convert_to_tensor(value)
         for name, value in inputs.items()
-        if value is not None
     }
-    x: Any = given["x"]
-    if tensorflow_op.serves(attributes.axis, x.shape.rank) and tensorflow_op.is_available():
+    if compiled.serves(function.forward, given, attributes) and compiled.is_available():
         results = _call(function.forward, given, attributes, None, _Forward(function, attributes))
     else:
         results = _apply_in_python(function, given, attributes)
@@ -62,11 +62,11 @@ def _call(
     context: Any,
 ) -> Tensors:
     """The outputs of `operation`, all of them or those that are `wanted`."""
-    shapes = operation.shapes(_specs(inputs), attributes)
+    shapes = operation.results_of(_specs(inputs), attributes)
     wanted = tuple(shapes) if wanted is None else wanted
     readers = {name: value.read for name, value in inputs.items() if isinstance(value, Late)}
     tensors = {name: value for name, value in inputs.items() if name not in readers}
-    results = tensorflow_op.call(operation.name, tensors, readers, attributes, wanted, context)
+    results = compiled.call(operation.name, tensors, readers, attributes, wanted, context)
     if not tf.executing_eagerly():
         for name, tensor in results.items():
             tensor.set_shape(shapes[name].shape)
@@ -75,7 +75,7 @@ def _call(
 
 def _gradient(operator: Any, *gradients: Any) -> list[Any]:
     """The gradients of a call's inputs, None for those that have none or are not asked for."""
-    context, inputs, outputs = tensorflow_op.context_of(operator)
+    context, inputs, outputs = compiled.context_of(operator)
     if not isinstance(context, _Forward):
         raise NotImplementedError(SECOND_DERIVATIVE.format(context))
     function, attributes = context
@@ -88,7 +88,7 @@ def _gradient(operator: Any, *gradients: Any) -> list[Any]:
     if dy is None or not names:
         return [None] * len(inputs)
     everything = {**inputs, **outputs, "d" + function.result: tf.convert_to_tensor(dy)}
-    given = {name: everything[name] for name in function.backward.inputs if name in everything}
+    given = {name: everything[name] for name in function.backward.operands if name in everything}
     wanted = tuple("d" + name for name in names)
     groups = [wanted]
     if function.apart and not tf.executing_eagerly():
@@ -102,7 +102,7 @@ def _gradient(operator: Any, *gradients: Any) -> list[Any]:
     ]
 
 
-tf.RegisterGradient(tensorflow_op.OPERATOR)(_gradient)
+tf.RegisterGradient(compiled.OPERATOR)(_gradient)
 
 
 # By Python
@@ -159,51 +159,42 @@ def _gradient_in_python(
 def _run(
     operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None = None
 ) -> Tensors:
-    """The outputs of `operation`, all of them or those that are `wanted`."""
+    """The results of `operation`, all of them or those that are `wanted`."""
+    shapes = operation.results_of(_specs(inputs), attributes)
+    wanted = tuple(shapes) if wanted is None else wanted
     if tf.executing_eagerly():
         arrays = {name: np.asarray(value) for name, value in read_late(inputs).items()}
-        if wanted is None:
-            wanted = tuple(operation.shapes(_specs(inputs), attributes))
         results = _host(operation, arrays, attributes, wanted)
-        return {name: _tensor(array) for name, array in results.items()}
-    return _graph(operation, inputs, attributes, wanted)
-
-
-def _graph(
-    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None
-) -> Tensors:
-    specs = _specs(inputs)
-    shapes = operation.shapes(specs, attributes)
-    shapes = {name: shapes[name] for name in (shapes if wanted is None else wanted)}
+        return {name: _tensor(results[name]) for name in wanted}
     names = tuple(name for name in inputs if tf.is_tensor(inputs[name]))
     others = {name: value for name, value in inputs.items() if name not in names}
 
     def host(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
         given = {**dict(zip(names, arrays, strict=True)), **read_late(others)}
-        results = _host(operation, given, attributes, tuple(shapes))
-        return [results[name] for name in shapes]
+        results = _host(operation, given, attributes, wanted)
+        return [results[name] for name in wanted]
 
-    results = tf.numpy_function(
+    tensors = tf.numpy_function(
         host,
         [inputs[name] for name in names],
-        [tf.as_dtype(shape.dtype) for shape in shapes.values()],
+        [tf.as_dtype(shapes[name].dtype) for name in wanted],
         # Nothing but its results: TensorFlow may leave it out where nobody reads those.
         stateful=False,
         # XLA names the operation that it cannot compile.
         name=f"numbabn_{operation.name}_is_not_for_XLA_so_use_jit_compile_False",
     )
-    tensors = dict(zip(shapes, results, strict=True))
-    for name, shape in shapes.items():
-        tensors[name].set_shape(shape.shape)
-    return tensors
+    for name, tensor in zip(wanted, tensors, strict=True):
+        tensor.set_shape(shapes[name].shape)
+    return dict(zip(wanted, tensors, strict=True))
 
 
 def _host(
     operation: Operation, arrays: Tensors, attributes: Any, wanted: tuple[str, ...]
 ) -> Tensors:
-    """Run `operation`, its first output in memory that TensorFlow takes over."""
-    x = arrays["x"]
-    return operation.host(arrays, attributes, wanted, _aligned(x.shape, x.dtype))
+    """Run `operation`, its first result in memory that TensorFlow takes over."""
+    first = arrays[operation.operands[0]]
+    outputs = {operation.results[0]: _aligned(first.shape, first.dtype)}
+    return COMPUTE[operation.name](arrays, attributes, wanted, outputs)
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -228,11 +219,10 @@ def _tensor(array: NDArray[Any]) -> Any:
 
 
 def _specs(inputs: Tensors) -> dict[str, Shaped]:
-    specs = {}
-    for name, value in inputs.items():
-        if tf.is_tensor(value):
-            shape = tuple(value.shape) if value.shape.rank is not None else ()
-            specs[name] = Shaped(shape, value.dtype.name)
-        else:
-            specs[name] = Shaped((), "float32")
-    return specs
+    """What is known of inputs; of a `Late` one, what it is read as."""
+    return {
+        name: Shaped(tuple(value.shape) if value.shape.rank is not None else (), value.dtype.name)
+        if tf.is_tensor(value)
+        else Shaped((), "float32")
+        for name, value in inputs.items()
+    }

@@ -1,0 +1,159 @@
+"""The operations that compiled programs run, as data: what goes in, what comes out, what follows.
+
+Nothing here knows a framework or a kernel, and whoever brings an operation into a framework finds
+here what its operands and results are. They go by name, and a name is of one kind everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+from ..channels import SAVED as SAVED_ROWS
+
+# Kinds: like x; a mask; one value a channel; (6, channels) float64, what a forward keeps for its
+# backward (see `channels`); a single float32.
+TENSOR, MASK, ROWS, SAVED, NUMBER = range(5)
+
+# Those of Keras's layer, in its order; the last three exist with separate renorm only.
+STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+LIMITS = ("rmin", "rmax", "dmax")
+
+_OF_CHANNELS = ("gamma", "beta", *STATISTICS)
+OPERANDS: dict[str, int] = {
+    **dict.fromkeys(("x", "dy"), TENSOR),
+    "mask": MASK,
+    "saved": SAVED,
+    **dict.fromkeys(_OF_CHANNELS, ROWS),
+    **dict.fromkeys(LIMITS, NUMBER),
+}
+RESULTS: dict[str, int] = {
+    **dict.fromkeys(("y", "dx"), TENSOR),
+    "saved": SAVED,
+    **dict.fromkeys((*STATISTICS, "dgamma", "dbeta"), ROWS),
+}
+
+
+class Shaped(NamedTuple):
+    """The shape and the name of the dtype of an array that is not there yet.
+
+    A size is None where a graph leaves it open.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is fixed for a layer.
+
+    renorm_momentum: None where the moving statistics are the reference (see numbabn.Renorm)
+    """
+
+    axis: int | tuple[int, ...]
+    epsilon: float
+    momentum: float
+    renorm: bool
+    renorm_momentum: float | None
+
+
+# With these `normalize` gives x back, by statistics of 0.
+IDENTITY = Attributes(-1, 1.0, 0.0, renorm=False, renorm_momentum=None)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What goes in and what comes out of an operation.
+
+    name: for messages and for whoever carries it out
+    operands: those that it may have; without a mask or parameters they are absent, and of the
+        statistics those that the layer has are there
+    results: the largest first; new statistics come back under the names of the old, if those
+        are there
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+
+    def results_of(self, inputs: Mapping[str, Shaped], attributes: Attributes) -> dict[str, Shaped]:
+        """What each result is."""
+        dtypes = {name: each.dtype for name, each in inputs.items()}
+        return {
+            name: Shaped(
+                result_shape(name, inputs["x"].shape, attributes.axis), result_dtype(name, dtypes)
+            )
+            for name in self.results
+            if name in inputs or name not in self.operands
+        }
+
+
+FORWARD = Operation(
+    "batch_norm_forward",
+    ("x", "gamma", "beta", "mask", *LIMITS, *STATISTICS),
+    ("y", "saved", *STATISTICS),
+)
+BACKWARD = Operation("batch_norm_backward", ("dy", "x", "mask", "saved"), ("dx", "dgamma", "dbeta"))
+NORMALIZE = Operation("normalize", ("x", "gamma", "beta", "moving_mean", "moving_variance"), ("y",))
+NORMALIZE_BACKWARD = Operation(
+    "normalize_backward",
+    ("dy", "x", "gamma", "moving_mean", "moving_variance"),
+    ("dx", "dgamma", "dbeta"),
+)
+
+
+def result_shape(name: str, shape: tuple[Any, ...], axis: int | tuple[int, ...]) -> tuple[Any, ...]:
+    """The shape of a result beside an x of `shape`, whose channels are known."""
+    if RESULTS[name] == TENSOR:
+        return shape
+    named = (axis,) if isinstance(axis, int) else axis
+    axes = [each % len(shape) for each in named]
+    if RESULTS[name] == SAVED:
+        return SAVED_ROWS, prod(shape[each] for each in axes)
+    if len(axes) == 1:
+        return (shape[axes[0]],)
+    return tuple(size if i in axes else 1 for i, size in enumerate(shape))
+
+
+def result_dtype(name: str, dtypes: Mapping[str, str]) -> str:
+    """The dtype of a result, of those of the operands; a moved statistic keeps its own."""
+    if RESULTS[name] == TENSOR:
+        return dtypes["x"]
+    return "float64" if RESULTS[name] == SAVED else dtypes.get(name, rows_dtype(dtypes["x"]))
+
+
+def rows_dtype(dtype: str) -> str:
+    """The dtype of per-channel values beside an array of `dtype`, and that they are read in."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def read_dtype(name: str, dtype: str) -> str:
+    """The dtype in which compiled code reads an operand of `dtype`."""
+    if OPERANDS[name] == MASK:
+        return "bool"
+    return dtype if OPERANDS[name] in (TENSOR, SAVED) else rows_dtype(dtype)
+
+
+# What compiled code computes, of an operation and what is wanted of it. Renorm's reference are
+# `renorm_mean` and `renorm_stddev`, or where those are not there, the moving statistics.
+RUN_FORWARD, RUN_RENORM_FORWARD, RUN_NORMALIZE, RUN_SUMS, RUN_BACKWARD = range(5)
+
+
+def run_of(
+    operation: str, inputs: Mapping[str, Any], attributes: Attributes, wanted: tuple[str, ...]
+) -> tuple[int, dict[str, Any]]:
+    """Which of these it is, and the inputs that it takes."""
+    given = dict(inputs)
+    if operation == FORWARD.name:
+        return (RUN_RENORM_FORWARD if attributes.renorm else RUN_FORWARD), given
+    if operation == NORMALIZE_BACKWARD.name and tuple(wanted) == ("dx",):
+        # dx = gamma · rstd · dy: no sum over the batch, and x is not read.
+        given["x"] = given.pop("dy")
+        del given["moving_mean"]
+        return RUN_NORMALIZE, given
+    if operation == NORMALIZE.name:
+        return RUN_NORMALIZE, given
+    return (RUN_BACKWARD if "dx" in wanted else RUN_SUMS), given
