@@ -6,6 +6,7 @@ import numpy as np
 
 from ..cpu import launch, masks
 from ..cpu.partition import partition
+from ..cpu.steps import reference_kind
 from . import table
 from .memory import DTYPES
 
@@ -74,12 +75,13 @@ def make_plan(mode, steps, x, mask, attributes, operands, results):
 
     steps: as in `launch`
     x: the shape and dtype of x in canonical form
-    mask: a `layout.Mask`, or None
+    mask: a `masks.Mask`, or None
     operands, results: the names of the call's, in their order
     """
     # Without saved statistics those of the backward are constants.
     kind = masks.OFF if mode == BACKWARD and "values" not in operands else None
-    run = launch.plan_for(steps, x, mask, mode == RENORM_FORWARD, kind)
+    is_variance = "renorm_mean" not in operands if mode == RENORM_FORWARD else None
+    run = launch.plan_for(steps, x, mask, reference_kind(is_variance), kind)
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
     places |= {_RESULT_OF.get(name, name): index for index, name in enumerate(results)}

@@ -13,7 +13,7 @@ import tensorflow as tf
 from numba import types
 
 from ... import layout as lay
-from ...cpu import steps
+from ...cpu import launch, steps
 from ...cpu.compile import c_function
 from .. import callbacks, plans
 from ..jobs import add, load
@@ -153,7 +153,7 @@ def _make_record(spec: Spec, signature: np.ndarray[Any, Any]) -> np.ndarray[Any,
     mask = None
     if "mask" in shapes:
         on = lay.check_mask(np.zeros(shapes["mask"], np.bool_), x)
-        mask = lay.canonical_mask(on, layout, expand=False)
+        mask = launch.mask_of(on, layout, expand=False)
     plan = plans.make_plan(
         spec.mode,
         spec.steps,

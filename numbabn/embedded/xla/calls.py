@@ -196,7 +196,7 @@ def _canonical_mask(mask, x, layout):
         return None, None
     # That follows from its shape: any mask of this shape tells.
     on: Any = lay.check_mask(np.zeros(mask.shape, mask.dtype), x)
-    geometry: Any = lay.canonical_mask(on, layout)
+    geometry: Any = launch.mask_of(on, layout)
     ordered = mask.astype(np.bool_).reshape(on.shape).transpose(layout.order)
     if geometry.axes is None:
         sizes = [1 if axis in layout.axes else layout.shape[axis] for axis in layout.order]
