@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import formulas
 from . import layout as lay
-from .layout import Axis, Layout, Mask
+from .channels import SAVED, Parameters, Reference
+from .layout import Axis, Layout
 from .renorm import Renorm, RenormClipping
 from .statistics import BatchStatistics
 from .targets import device_operations, on_device, target_of
@@ -134,7 +134,8 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
         return BatchStatistics(*(device.row(values, index, layout) for index in range(3)))
     target, layout = _prepare(x, axis)
     on = lay.check_mask(mask, x)
-    values = target.statistics(layout.canonical(x), lay.canonical_mask(on, layout))
+    values = np.empty((SAVED, layout.channels))
+    target.statistics(layout.canonical(x), target.mask_of(on, layout), values)
     count, mean, variance = (layout.unflatten(row) for row in values[:3])
     return BatchStatistics(count, mean, variance)
 
@@ -192,7 +193,12 @@ def normalize(
         lay.check_out(out, x, inputs, over=("x",))
     y, canonical_y, apart = _output(layout, x.dtype, out)
     target.normalize(
-        layout.canonical(x), flat_mean, flat_variance, flat_gamma, flat_beta, epsilon, canonical_y
+        layout.canonical(x),
+        flat_mean,
+        flat_variance,
+        Parameters(flat_gamma, flat_beta),
+        epsilon,
+        canonical_y,
     )
     if apart:
         layout.restore(canonical_y, y)
@@ -260,11 +266,9 @@ def gradients_of_normalize(
     target, layout = _prepare(x, axis)
     flat_mean = lay.channel_values(mean, "mean", layout)
     flat_variance = lay.channel_values(variance, "variance", layout)
-    values = np.ones((6, layout.channels))
-    values[1], values[2], values[4] = flat_mean, flat_variance, 0.0
-    if gamma is not None:
-        values[5] = lay.channel_values(gamma, "gamma", layout)
-    values.setflags(write=False)
+    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
+    values = np.empty((SAVED, layout.channels))
+    target.constants(flat_mean, flat_variance, flat_gamma, values)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
     return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs, with_dx)
 
@@ -319,9 +323,10 @@ def renorm_correction(
             ("renorm_stddev", renorm_stddev),
         )
     ]
-    stddev = formulas.standard_deviation(arrays[1], epsilon)
-    reference = (arrays[2], arrays[3], limits)
-    r, d = target_of(first, "mean").renorm_correction(arrays[0], stddev, epsilon, reference)
+    reference = Reference(arrays[2], arrays[3], False, limits)
+    r, d = corrections = np.empty((2, first.size))
+    target = target_of(first, "mean")
+    target.renorm_correction(arrays[0], arrays[1], reference, epsilon, corrections)
     return r.reshape(first.shape), d.reshape(first.shape)
 
 
@@ -382,10 +387,18 @@ def batch_norm_forward(
     on = lay.check_mask(mask, x)
     if out is not None:
         lay.check_out(out, x, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
-    canonical_mask = lay.canonical_mask(on, layout)
+    canonical_mask = target.mask_of(on, layout)
     y, canonical_y, apart = _output(layout, x.dtype, out)
-    values = target.forward(
-        layout.canonical(x), canonical_mask, flat_gamma, flat_beta, epsilon, reference, canonical_y
+    values = np.empty((SAVED, layout.channels))
+    target.forward(
+        layout.canonical(x),
+        canonical_mask,
+        Parameters(flat_gamma, flat_beta),
+        epsilon,
+        reference,
+        None,
+        canonical_y,
+        values,
     )
     if apart:
         layout.restore(canonical_y, y)
@@ -413,13 +426,14 @@ def _check_renorm(renorm: Renorm | None) -> None:
         raise TypeError(f"renorm must be a Renorm, got {type(renorm).__name__}")
 
 
-def _reference(renorm: Renorm | None, layout: Layout) -> tuple[Any, Any, Any] | None:
+def _reference(renorm: Renorm | None, layout: Layout) -> Reference | None:
     _check_renorm(renorm)
     if renorm is None:
         return None
-    return (
-        lay.channel_values(renorm.mean, "renorm.mean", layout).astype(np.float64, copy=False),
-        lay.channel_values(renorm.stddev, "renorm.stddev", layout).astype(np.float64, copy=False),
+    return Reference(
+        lay.channel_values(renorm.mean, "renorm.mean", layout),
+        lay.channel_values(renorm.stddev, "renorm.stddev", layout),
+        False,
         renorm.clipping.limits,
     )
 
@@ -478,7 +492,7 @@ def batch_norm_backward(
     if layout.order != saved._layout.order:
         # The same values in another memory order.
         values = np.stack([layout.flatten(saved._layout.unflatten(row)) for row in values])
-        mask = lay.canonical_mask(saved._on, layout)
+        mask = target.mask_of(saved._on, layout)
     return _backward(target, layout, dy, x, values, saved._epsilon, mask, True, out, {})
 
 
@@ -527,13 +541,13 @@ def backward_from_values(
     if len(layout.axes) > 1:
         logical = values.reshape(-1, *layout.channel_shape)
         values = np.stack([layout.flatten(row) for row in logical])
-    on = lay.canonical_mask(lay.check_mask(mask, x), layout) if training else None
+    on = target.mask_of(lay.check_mask(mask, x), layout) if training else None
     return _backward(target, layout, dy, x, values, epsilon, on, training, out, {}, with_dx)
 
 
 def _backward(
     target: ModuleType, layout: Layout, dy: Array, x: Array, values: NDArray[np.float64],
-    epsilon: float, mask: Mask | None, training: bool, out: Array | None,
+    epsilon: float, mask: Any, training: bool, out: Array | None,
     inputs: dict[str, Array], with_dx: bool = True,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     target_of(dy, "dy")
@@ -545,8 +559,17 @@ def _backward(
     apart = False
     if with_dx:
         dx, canonical_dx, apart = _output(layout, x.dtype, out)
-    dgamma, dbeta = target.backward(
-        layout.canonical(dy), layout.canonical(x), values, epsilon, mask, training, canonical_dx
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    dgamma, dbeta = gradients = np.empty((2, layout.channels), dtype)
+    target.backward(
+        layout.canonical(dy),
+        layout.canonical(x),
+        values,
+        mask,
+        epsilon,
+        training,
+        canonical_dx,
+        gradients,
     )
     if apart:
         layout.restore(canonical_dx, dx)

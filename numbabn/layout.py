@@ -29,19 +29,6 @@ _PARAMETERS = frozenset(map(np.dtype, ("float32", "float64")))
 Steps = tuple[list[int], list[int]]
 
 
-class Mask(NamedTuple):
-    """A mask in canonical form.
-
-    on: uint8, nonzero is on; (outer, inner) where `axes` is None, otherwise flat
-    axes: None for a mask that is the same for every channel; otherwise where an element's
-        byte is, as steps in `on`: (sizes, strides) of the outer axes, those of the channel
-        axes and those of the inner axes, slowest first
-    """
-
-    on: NDArray[np.uint8]
-    axes: tuple[Steps, Steps, Steps] | None
-
-
 class Layout(NamedTuple):
     """How the arrays of one call lie in memory, and where their channels are."""
 
@@ -360,31 +347,6 @@ def check_mask_shape(given: tuple[int, ...], full: tuple[int, ...], shape: tuple
             f"mask of shape {given} does not fit x of shape {shape}: expected the rank of x, "
             "or one less (then a last axis is added), and each size to be that of x or 1"
         )
-
-
-def canonical_mask(
-    on: NDArray[np.bool_] | None, layout: Layout, expand: bool = True
-) -> Mask | None:
-    """A mask from `check_mask` in canonical form; it never grows to the size of x.
-
-    expand: False where the mask must stay as it is, broadcast axes and all
-    """
-    if on is None:
-        return None
-    outer, _, inner = layout.canonical_shape
-    ordered = on.transpose(layout.order)
-    sizes = [layout.shape[axis] for axis in layout.order]
-    if all(on.shape[axis] == 1 for axis in layout.axes):
-        positions = [
-            1 if axis in layout.axes else size
-            for axis, size in zip(layout.order, sizes, strict=True)
-        ]
-        if expand or ordered.size == outer * inner:
-            expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
-            return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
-    ordered = np.ascontiguousarray(ordered)
-    axes = mask_axes(ordered.shape, ordered.strides, layout)
-    return Mask(ordered.reshape(-1).view(np.uint8), axes)
 
 
 def mask_axes(

@@ -1,14 +1,21 @@
 """The launchers: which steps, how many tasks, what scratch.
 
-Arrays come in canonical form, (outer, channels, inner) over contiguous memory, and
-outputs are given by the caller. `numbabn.cuda.launch` has the same names and signatures.
+Arrays come in canonical form, (outer, channels, inner) over contiguous memory, and what is
+filled is given by the caller. `numbabn.cuda.launch` has the same names and signatures.
 
-    x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64
-    mask                    a `layout.Mask`, or None
-    gamma, beta             (channels,), or None for 1 and 0
+    x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64;
+                            `out` is None where it is not wanted
+    mask                    what `mask_of` gave, or None
+    parameters              a `channels.Parameters`
     mean, variance          (channels,)
-    reference               (mean, stddev, (rmin, rmax, dmax)), the arrays (channels,), or None
-    saved                   (6, channels) float64: count, mean, variance, r, d, gamma
+    reference               a `channels.Reference`, or None
+    moving                  a `channels.Moving`, or None
+    saved                   (SAVED, channels) float64, its rows in `channels`
+    gradients               (GRADIENTS, channels) float64 where x is, otherwise float32, its rows
+                            in `channels`; None where they are not wanted
+
+What belongs to channels is float32 or float64, contiguous and writable: an operation is compiled
+for the types of its arrays.
 """
 
 from functools import lru_cache
@@ -17,10 +24,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import channels as rows
+from .. import formulas
+from ..channels import Parameters
 from . import masks, tasks, threads
 from . import steps as kernels
 from .compile import exact, kernel
 from .elements import BFLOAT, HALF
+from .masks import mask_of as mask_of
 from .partition import LEAST_RUN, partition
 
 # Read-only, as every mask is made: an operation is compiled for the types of its arrays, and
@@ -30,57 +41,112 @@ _NO_BYTES.flags.writeable = False
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
 STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
-FORWARD = (None, kernels.statistics, kernels.forward_coefficients, kernels.normalize)
+FORWARD = (*STATISTICS[:3], kernels.normalize)
 NORMALIZE = (kernels.given_coefficients, None, None, kernels.normalize)
 SUMS = (kernels.mean_coefficients, kernels.gradient_sums, kernels.backward_coefficients, None)
 BACKWARD = (*SUMS[:3], kernels.gradient)
 
 
-def statistics(x, mask):
-    """`saved` of `x`: count, mean and variance are its first rows."""
-    return forward(x, mask, None, None, 1.0, None, None)
+def statistics(x, mask, saved):
+    """Fill `saved`, whose first rows are count, mean and variance."""
+    forward(x, mask, Parameters(None, None), 1.0, None, None, None, saved)
 
 
-def forward(x, mask, gamma, beta, epsilon, reference, out):
-    """Normalize `x` by its own statistics into `out`, or nowhere if None; returns `saved`."""
-    plan = plan_for(FORWARD if out is not None else STATISTICS, x, mask, reference is not None)
-    saved = np.empty((kernels.SAVED, x.shape[1]))
-    _launch(_forward, plan, x, x, out, mask, epsilon, gamma, beta, reference, saved)
-    return saved
+def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
+    """Normalize `x` by its own statistics into `out`; fills `saved`, and moves `moving`."""
+    steps = STATISTICS if out is None else FORWARD
+    mean, spread, is_variance, limits = reference or (None, None, None, (0.0, 0.0, 0.0))
+    plan = plan_for(steps, x, mask, kernels.reference_kind(is_variance))
+    given = plan.present(*parameters, mean, spread)
+    _launch(_forward, plan, x, x, out, mask, epsilon, *given, limits, saved)
+    if moving is not None:
+        _move(moving, saved, epsilon)
 
 
-def normalize(x, mean, variance, gamma, beta, epsilon, out):
+def normalize(x, mean, variance, parameters, epsilon, out):
     """Normalize `x` by statistics that are given, into `out`."""
     plan = plan_for(NORMALIZE, x, None)
-    _launch(_normalize, plan, x, x, out, None, epsilon, mean, variance, gamma, beta)
+    given = plan.present(mean, variance, *parameters)
+    _launch(_normalize, plan, x, x, out, None, epsilon, *given)
 
 
-def backward(dy, x, saved, epsilon, mask, training, out):
-    """The gradient of `x` into `out`, or nowhere if None; returns dgamma and dbeta.
+def constants(mean, variance, gamma, saved):
+    """Fill `saved` as a forward would have whose statistics are these, and no renorm."""
+    saved[rows.COUNT] = saved[rows.D] = 0.0
+    saved[rows.MEAN], saved[rows.VARIANCE], saved[rows.R] = mean, variance, 1.0
+    saved[rows.GAMMA] = 1.0 if gamma is None else gamma
+
+
+def backward(dy, x, saved, mask, epsilon, training, out, gradients):
+    """The gradient of `x` into `out`; fills `gradients`.
 
     training: False where the statistics were constants, and `mask` plays no part
     """
-    steps = BACKWARD if out is not None else SUMS
+    steps = backward_steps(training, out is not None, gradients is not None)
+    if steps is NORMALIZE:
+        x, saved = dy, saved.copy()
+        saved[rows.MEAN] = 0.0
+    if saved.flags.writeable:
+        # As every forward's is that was kept: the types of the arrays are then the same.
+        saved = saved.view()
+        saved.flags.writeable = False
     plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
-    found = np.empty((2, x.shape[1]), plan.gradients)
-    _launch(_backward, plan, x, dy, out, mask, epsilon, saved, training, found)
-    return found[0], found[1]
+    if gradients is None:
+        gradients = plan.absent.reshape(rows.GRADIENTS, 0)
+    _launch(_backward, plan, x, dy, out, mask, epsilon, saved, training, gradients)
+
+
+def backward_steps(training, with_dx, with_gradients):
+    """The steps of a backward, by what is wanted of it."""
+    if not with_dx:
+        return SUMS
+    # dx = gamma · rstd · dy of constant statistics: dy normalized, its mean 0, by the variance.
+    # No sum over the batch, and x is not read.
+    return BACKWARD if training or with_gradients else NORMALIZE
 
 
 _renorm_corrections = kernel(kernels.renorm_corrections, "renorm_corrections", parallel=False)
 
 
-def renorm_correction(mean, stddev, epsilon, reference):
-    """`r` and `d`, (channels,) float64, of statistics that are (channels,) float64 as well."""
-    reference_mean, reference_stddev, limits = reference
-    r, d = np.empty(mean.size), np.empty(mean.size)
-    _renorm_corrections(mean, stddev, reference_mean, reference_stddev, epsilon, limits, r, d)
-    return r, d
+def renorm_correction(mean, variance, reference, epsilon, corrections):
+    """Fill `corrections`, (2, n) float64, with `r` and `d` of statistics that are (n,)."""
+    _renorm_corrections(mean, variance, *reference, epsilon, corrections)
+
+
+def merge_statistics(one, other, merged):
+    """Fill `merged`, (3, n) float64, from two counts, means and variances."""
+    (count_a, mean_a, variance_a), (count_b, mean_b, variance_b) = one, other
+    count, mean, m2 = formulas.merge(
+        count_a, mean_a, variance_a * count_a, count_b, mean_b, variance_b * count_b
+    )
+    merged[...] = count, mean, formulas.variance_of(count, m2)
+
+
+def copy(source, target):
+    """target[...] = source"""
+    target[...] = source
+
+
+def mark(source, target):
+    """target[...] = (source != 0), as uint8"""
+    target[...] = source != 0
+
+
+_move_statistics = kernel(kernels.move_statistics, "move_statistics", parallel=False)
+
+
+def _move(moving, saved, epsilon):
+    table = np.empty((len(moving.statistics), saved.shape[1]))
+    for row, statistic in zip(table, moving.statistics, strict=True):
+        row[...] = statistic
+    _move_statistics(table, saved, epsilon, moving.momentum, moving.renorm_momentum or 0.0)
+    for row, moved in zip(table, moving.moved, strict=True):
+        moved[...] = row
 
 
 def _fill_row(row, given, default):
     for channel in range(row.size):
-        row[channel] = default if given is None else given[channel]
+        row[channel] = default if given.size == 0 else given[channel]
 
 
 def _copy_rows(source, first, target, rows):
@@ -105,7 +171,8 @@ _COMPILED = {
 class _Operation:
     """A function compiled whole, serial; and as it is, to run its steps on Numba's threads.
 
-    Small work is over as soon as a call from Python to compiled code: so that is one call.
+    Small work is over as soon as a call from Python to compiled code: so that is one call. Its
+    arguments are plain: a NamedTuple takes longer to hand over than all of its arrays do.
     """
 
     def __init__(self, function):
@@ -115,16 +182,14 @@ class _Operation:
 
 
 @_Operation
-def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
+def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, mean, spread, limits, saved):
     values, scratch = memory(words)
     scratch[0] = epsilon
+    scratch[1], scratch[2], scratch[3] = limits
     fill(values[kernels.GAMMA], gamma, 1.0)
     fill(values[kernels.BETA], beta, 0.0)
-    if reference is not None:
-        mean, stddev, limits = reference
-        fill(values[kernels.REFERENCE_MEAN], mean, 0.0)
-        fill(values[kernels.REFERENCE_STDDEV], stddev, 0.0)
-        scratch[1], scratch[2], scratch[3] = limits
+    fill(values[kernels.REFERENCE_MEAN], mean, 0.0)
+    fill(values[kernels.REFERENCE_SPREAD], spread, 0.0)
     run(steps, x, dy, out, on, words, values, scratch)
     copy_rows(values, 0, saved, kernels.SAVED)
 
@@ -141,14 +206,16 @@ def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, bet
 
 
 @_Operation
-def _backward(steps, words, x, dy, out, on, epsilon, saved, training, found):
+def _backward(steps, words, x, dy, out, on, epsilon, saved, training, gradients):
     values, scratch = memory(words)
     scratch[0] = epsilon
     copy_rows(saved, 0, values, kernels.SAVED)
-    if not training:
-        fill(values[kernels.COUNT], None, 0.0)
+    for channel in range(saved.shape[1]):
+        values[kernels.BETA, channel] = 0.0
+        if not training:
+            values[kernels.COUNT, channel] = 0.0
     run(steps, x, dy, out, on, words, values, scratch)
-    copy_rows(values, kernels.DGAMMA, found, 2)
+    copy_rows(values, kernels.DGAMMA, gradients, rows.GRADIENTS)
 
 
 def _launch(operation, plan, x, dy, out, mask, *arguments):
@@ -171,16 +238,20 @@ class _Plan(NamedTuple):
     steps: Any  # as `tasks.run` takes them
     words: NDArray[np.int64]  # what every step reads, see `steps`
     bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
-    gradients: np.dtype[Any]  # of gamma and beta
+    absent: NDArray[Any]  # what stands for an array of parameters that is not there
+
+    def present(self, *arrays):
+        """The arrays, None as one that is empty."""
+        return (self.absent if array is None else array for array in arrays)
 
 
-def plan_for(steps, x, mask, renorm=False, kind=None):
+def plan_for(steps, x, mask, reference=kernels.NO_REFERENCE, kind=None):
     if kind is None:
         kind = _kind(mask, x.shape[2])
     if kind == masks.ELEMENT:
         # Its words hold the mask's own steps: such a plan serves once.
-        return _plan.__wrapped__(steps, x.shape, x.dtype, renorm, kind, mask)
-    return _plan(steps, x.shape, x.dtype, renorm, kind, None)
+        return _plan.__wrapped__(steps, x.shape, x.dtype, reference, kind, mask)
+    return _plan(steps, x.shape, x.dtype, reference, kind, None)
 
 
 def _kind(mask, inner):
@@ -192,24 +263,24 @@ def _kind(mask, inner):
 
 
 @lru_cache(maxsize=4096)
-def _plan(steps, shape, dtype, renorm, kind, mask):
+def _plan(steps, shape, dtype, reference, kind, mask):
     outer, channels, inner = shape
     cut, by_rows = partition(outer, channels, inner, dtype.itemsize, can_fold=kind != masks.ELEMENT)
     if kind == masks.ELEMENT:
-        words = _element_words(cut, by_rows, inner, renorm, mask)
+        words = _element_words(cut, by_rows, inner, reference, mask)
     else:
         mask_bytes = outer * inner if kind == masks.POSITION else 0
-        head = (*cut, kernels.WORDS, inner, renorm, kind, mask_bytes, 0, 0)
+        head = (*cut, kernels.WORDS, inner, reference, kind, mask_bytes, 0, 0)
         words = np.array(head, np.int64)
     compiled = tasks.load(steps, dtype.name, by_rows, inner)
     bits = None
     if dtype.itemsize == 2:
         bits = HALF if dtype == np.float16 else BFLOAT
-    gradients = dtype if dtype == np.float64 else np.dtype(np.float32)
-    return _Plan(compiled, words, bits, gradients)
+    absent = np.zeros(0, dtype if dtype == np.float64 else np.float32)
+    return _Plan(compiled, words, bits, absent)
 
 
-def _element_words(cut, by_rows, inner, renorm, mask):
+def _element_words(cut, by_rows, inner, reference, mask):
     """The words of a plan for an ELEMENT mask: its steps through memory follow the others."""
     if mask.axes is None:
         # One byte a position, seen from rows that hold several neighbouring positions.
@@ -224,7 +295,7 @@ def _element_words(cut, by_rows, inner, renorm, mask):
     tables = [np.array(axes, np.int64).reshape(-1) for axes in (outer_axes, inner_axes)]
     length = kernels.WORDS + tables[0].size + tables[1].size + columns.size
     head = (
-        *cut, length, inner, renorm, masks.ELEMENT, mask.on.size,
+        *cut, length, inner, reference, masks.ELEMENT, mask.on.size,
         len(outer_axes[0]), len(inner_axes[0]),
     )  # fmt: skip
     return np.concatenate((np.array(head, np.int64), *tables, columns))

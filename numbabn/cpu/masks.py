@@ -1,4 +1,4 @@
-"""Masks inside steps.
+"""Masks: as launchers have them, and inside steps.
 
 A kernel gets its mask as a tuple:
 
@@ -15,6 +15,14 @@ broadcast is a step of 0. OFF is off everywhere: statistics that are constants f
 gradient.
 """
 
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import layout as lay
 from .compile import exact
 from .elements import read, write
 from .vectors import full_line, lanes, write_line
@@ -24,6 +32,43 @@ NONE, POSITION, ELEMENT, OFF = range(4)
 EMPTY, MIXED, FULL = range(3)
 # Elements of alike rows that are worth a call of their own, which takes some 50 ns.
 LEAST_ALIKE = 2048
+
+
+class Mask(NamedTuple):
+    """A mask in canonical form.
+
+    on: uint8, nonzero is on; (outer, inner) where `axes` is None, otherwise flat
+    axes: None for a mask that is the same for every channel; otherwise where an element's
+        byte is, as steps in `on`: (sizes, strides) of the outer axes, those of the channel
+        axes and those of the inner axes, slowest first
+    """
+
+    on: NDArray[np.uint8]
+    axes: tuple[lay.Steps, lay.Steps, lay.Steps] | None
+
+
+def mask_of(on: NDArray[Any] | None, layout: lay.Layout, expand: bool = True) -> Mask | None:
+    """A mask in canonical form; it never grows to the size of x.
+
+    on: bool or uint8, of x's rank, each size x's or 1; None stays None
+    expand: False where the mask must stay as it is, broadcast axes and all
+    """
+    if on is None:
+        return None
+    outer, _, inner = layout.canonical_shape
+    ordered = on.transpose(layout.order)
+    sizes = [layout.shape[axis] for axis in layout.order]
+    if all(on.shape[axis] == 1 for axis in layout.axes):
+        positions = [
+            1 if axis in layout.axes else size
+            for axis, size in zip(layout.order, sizes, strict=True)
+        ]
+        if expand or ordered.size == outer * inner:
+            expanded = np.ascontiguousarray(np.broadcast_to(ordered, positions))
+            return Mask(expanded.reshape(outer, inner).view(np.uint8), None)
+    ordered = np.ascontiguousarray(ordered)
+    axes = lay.mask_axes(ordered.shape, ordered.strides, layout)
+    return Mask(ordered.reshape(-1).view(np.uint8), axes)
 
 
 @exact

@@ -32,14 +32,16 @@ from .vectors import LINE_BYTES, fence
 
 # Words after those of the partition.
 PARTITION_WORDS = len(Partition._fields)
-LENGTH, INNER, RENORM, MASK_KIND, MASK_BYTES, MASK_OUTER, MASK_INNER = range(
+LENGTH, INNER, REFERENCE, MASK_KIND, MASK_BYTES, MASK_OUTER, MASK_INNER = range(
     PARTITION_WORDS, PARTITION_WORDS + 7
 )
 WORDS = PARTITION_WORDS + 7
+# What the word REFERENCE says of a forward's: what its spread is, if it has one.
+NO_REFERENCE, BY_STDDEV, BY_VARIANCE = range(3)
 # Rows of `values`. The first six are what a forward saves for its backward.
 COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
 SAVED = 6
-BETA, REFERENCE_MEAN, REFERENCE_STDDEV = range(6, 9)
+BETA, REFERENCE_MEAN, REFERENCE_SPREAD = range(6, 9)
 DGAMMA, DBETA = range(6, 8)
 VALUES = 9
 # Rows of `partial`: COUNT, MEAN and M2 in a forward, the others in a backward.
@@ -61,6 +63,13 @@ renorm_r_d = exact(formulas.renorm_r_d)
 scale_shift = exact(formulas.scale_shift)
 parameter_gradients = exact(formulas.parameter_gradients)
 input_gradient = exact(formulas.input_gradient)
+moving_average = exact(formulas.moving_average)
+variance_from_stddev = exact(formulas.variance_from_stddev)
+
+
+def reference_kind(is_variance):
+    """The word REFERENCE, by whether a reference has a variance; None where there is none."""
+    return NO_REFERENCE if is_variance is None else BY_VARIANCE if is_variance else BY_STDDEV
 
 
 @exact
@@ -274,18 +283,20 @@ def save_moments(cut, first, last, moments, values):
 
 
 @exact
-def save_corrections(first, last, renorm, numbers, values):
+def save_corrections(first, last, reference, numbers, values):
     """`r` and `d` of the channels [first, last)."""
     epsilon, rmin, rmax, dmax = numbers[0], numbers[1], numbers[2], numbers[3]
     for channel in range(first, last):
         r, d = 1.0, 0.0
-        if renorm:
+        if reference != NO_REFERENCE:
+            spread = read_row(values, REFERENCE_SPREAD, channel)
+            if reference == BY_VARIANCE:
+                spread = standard_deviation(spread, epsilon)
             r, d = renorm_r_d(
                 read_row(values, MEAN, channel),
                 standard_deviation(read_row(values, VARIANCE, channel), epsilon),
                 read_row(values, REFERENCE_MEAN, channel),
-                read_row(values, REFERENCE_STDDEV, channel),
-                epsilon, rmin, rmax, dmax,
+                spread, epsilon, rmin, rmax, dmax,
             )  # fmt: skip
         write_row(values, R, channel, r)
         write_row(values, D, channel, d)
@@ -303,7 +314,7 @@ def forward_coefficients(
     # LLVM vectorizes these, and with few rows they are half of the time.
     merge_splits(cut, columns, partial)
     save_moments(cut, first, last, partial[0], values)
-    save_corrections(first, last, words[RENORM] != 0, numbers, values)
+    save_corrections(first, last, words[REFERENCE], numbers, values)
     for channel in range(first, last):
         rstd = 1.0 / standard_deviation(read_row(values, VARIANCE, channel), epsilon)
         scale, shift = scale_shift(
@@ -510,11 +521,39 @@ def gradient(x, dy, out, on, words, numbers, values, partial, coefficients, task
         fence()
 
 
-def renorm_corrections(mean, stddev, reference_mean, reference_stddev, epsilon, limits, r, d):
-    """`r` and `d` of each channel; every array is (channels,) float64."""
+def renorm_corrections(
+    mean, variance, reference_mean, reference_spread, is_variance, limits, epsilon, corrections
+):
+    """`r` and `d` of each channel into the rows of `corrections`."""
     rmin, rmax, dmax = limits
     for channel in range(mean.size):
-        r[channel], d[channel] = renorm_r_d(
-            mean[channel], stddev[channel], reference_mean[channel], reference_stddev[channel],
+        reference_stddev = np.float64(reference_spread[channel])
+        if is_variance:
+            reference_stddev = standard_deviation(reference_stddev, epsilon)
+        corrections[0, channel], corrections[1, channel] = renorm_r_d(
+            np.float64(mean[channel]),
+            standard_deviation(np.float64(variance[channel]), epsilon),
+            np.float64(reference_mean[channel]),
+            reference_stddev,
             epsilon, rmin, rmax, dmax,
         )  # fmt: skip
+
+
+def move_statistics(moving, saved, epsilon, momentum, renorm_momentum):
+    """Move statistics to those of a batch; a channel without a single element has none.
+
+    moving: (2, channels) float64, mean and variance; or (5, channels): then stddev, which the
+        variance follows, renorm mean and renorm stddev besides
+    """
+    for channel in range(saved.shape[1]):
+        if saved[COUNT, channel] > 0:
+            mean, variance = saved[MEAN, channel], saved[VARIANCE, channel]
+            moving[0, channel] = moving_average(moving[0, channel], mean, momentum)
+            if moving.shape[0] == 2:
+                moving[1, channel] = moving_average(moving[1, channel], variance, momentum)
+            else:
+                stddev = standard_deviation(variance, epsilon)
+                moving[2, channel] = moving_average(moving[2, channel], stddev, momentum)
+                moving[1, channel] = variance_from_stddev(moving[2, channel], epsilon)
+                moving[3, channel] = moving_average(moving[3, channel], mean, renorm_momentum)
+                moving[4, channel] = moving_average(moving[4, channel], stddev, renorm_momentum)

@@ -13,13 +13,20 @@ with a word of its own, `source`:
 import numpy as np
 from numba import carray
 
-from .. import formulas
 from ..cpu import steps
 from ..cpu.compile import exact
 from ..cpu.partition import Partition
 from . import callbacks, jobs, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
-from .operations import MASK, NUMBER, RUN_FORWARD, RUN_RENORM_FORWARD, SAVED, TENSOR
+from .operations import (
+    MASK,
+    NUMBER,
+    RUN_FORWARD,
+    RUN_RENORM_FORWARD,
+    SAVED,
+    STATISTICS,
+    TENSOR,
+)
 from .plans import AT, HEAD, KINDS
 
 _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
@@ -28,8 +35,10 @@ _TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
 # What steps read beside rows of channels: epsilon, rmin, rmax, dmax.
 _NUMBERS = 4
 
-_moving_average = exact(formulas.moving_average)
-_variance_from_stddev = exact(formulas.variance_from_stddev)
+# The most moving statistics that there are; in a plan they lie side by side.
+_MOVING = len(STATISTICS)
+
+_move_statistics = exact(steps.move_statistics)
 
 
 @exact
@@ -55,7 +64,8 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     # half of their part.
     channels, columns = words[_CHANNELS], words[_COLUMNS]
     values_size, partial_size = steps.VALUES * channels, words[_SPLITS] * 3 * columns
-    size = jobs.JOB + _NUMBERS + values_size + partial_size + steps.COEFFICIENTS * columns
+    scratch_size = values_size + partial_size + steps.COEFFICIENTS * columns
+    size = jobs.JOB + _NUMBERS + scratch_size + _MOVING * channels
     job = memory.call(table.entry(table.AT.allocate), (8 * size,))
     if job == 0:
         code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)
@@ -68,7 +78,9 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     numbers = carray(memory.pointer(numbers_address), (_NUMBERS,), np.float64)
     numbers[0], numbers[1:] = epsilon, limits
     values = carray(memory.pointer(values_address), (steps.VALUES, channels), np.float64)
-    _fill(plan, operands, values, epsilon)
+    moving_address = values_address + 8 * scratch_size
+    moving = carray(memory.pointer(moving_address), (_MOVING, channels), np.float64)
+    _fill(plan, operands, values)
 
     x = operands[plan[AT.x], DATA]
     arguments = (
@@ -90,7 +102,7 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
         shared[jobs.STEPS + step] = table.step_at(place) if place >= 0 else 0
     jobs.run(job, words[_TOTAL], words[_TILES], words[_SPLITS], source, count_others, schedule)
 
-    _give_rows(plan, operands, results, values, epsilon)
+    _give_rows(plan, operands, results, values, moving, epsilon)
     jobs.release(job)
     return 0
 
@@ -149,7 +161,7 @@ def _are_limits(limits):
 
 
 @exact
-def _fill(plan, operands, values, epsilon):
+def _fill(plan, operands, values):
     """The rows of `values` that the steps start from."""
     values[steps.GAMMA] = 1.0
     values[steps.BETA] = 0.0
@@ -160,15 +172,13 @@ def _fill(plan, operands, values, epsilon):
         saved = values[: steps.SAVED]
         saved[:] = memory.array_of(operands[plan[AT.saved]], saved.shape, np.float64)
     elif plan[AT.run] == RUN_RENORM_FORWARD:
-        mean, stddev = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_STDDEV]
+        mean, spread = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_SPREAD]
         if plan[AT.renorm_mean] >= 0:
             memory.read_floats(operands[plan[AT.renorm_mean]], mean)
-            memory.read_floats(operands[plan[AT.renorm_stddev]], stddev)
+            memory.read_floats(operands[plan[AT.renorm_stddev]], spread)
         else:
             memory.read_floats(operands[plan[AT.moving_mean]], mean)
-            memory.read_floats(operands[plan[AT.moving_variance]], stddev)
-            for channel in range(stddev.size):
-                stddev[channel] = steps.standard_deviation(stddev[channel], epsilon)
+            memory.read_floats(operands[plan[AT.moving_variance]], spread)
     elif plan[AT.run] != RUN_FORWARD:
         # Statistics that are constants: as if they were of nothing.
         values[steps.COUNT] = 0.0
@@ -181,55 +191,26 @@ def _fill(plan, operands, values, epsilon):
 
 
 @exact
-def _give_rows(plan, operands, results, values, epsilon):
+def _give_rows(plan, operands, results, values, moving, epsilon):
     """The results that are rows of channels, after the last step."""
     if plan[AT.new_saved] >= 0:
         saved = values[: steps.SAVED]
         memory.array_of(results[plan[AT.new_saved]], saved.shape, np.float64)[:] = saved
     if plan[AT.new_moving_mean] >= 0:
-        _move_all(plan, operands, results, values, epsilon)
+        _move(plan, operands, results, values, moving, epsilon)
     for place, row in ((AT.new_dgamma, steps.DGAMMA), (AT.new_dbeta, steps.DBETA)):
         if plan[place] >= 0:
             memory.write_floats(results[plan[place]], values[row])
 
 
 @exact
-def _move_all(plan, operands, results, values, epsilon):
+def _move(plan, operands, results, values, moving, epsilon):
     """Every moving statistic after the batch."""
+    count = _MOVING if plan[AT.new_moving_stddev] >= 0 else 2
+    for k in range(count):
+        memory.read_floats(operands[plan[AT.moving_mean + k]], moving[k])
     momentum = memory.double(plan[AT.momentum])
-    count, mean, variance = values[steps.COUNT], values[steps.MEAN], values[steps.VARIANCE]
-    # The forward is through with these rows.
-    moving, stddev = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_STDDEV]
-    moving_mean, next_mean = operands[plan[AT.moving_mean]], results[plan[AT.new_moving_mean]]
-    _move(moving_mean, next_mean, mean, count, momentum, moving)
-    moving_variance = operands[plan[AT.moving_variance]]
-    next_variance = results[plan[AT.new_moving_variance]]
-    if plan[AT.new_moving_stddev] < 0:
-        _move(moving_variance, next_variance, variance, count, momentum, moving)
-        return
-    for channel in range(stddev.size):
-        stddev[channel] = steps.standard_deviation(variance[channel], epsilon)
     renorm_momentum = memory.double(plan[AT.renorm_momentum])
-    for operand, result, batch, weight in (
-        (AT.renorm_mean, AT.new_renorm_mean, mean, renorm_momentum),
-        (AT.renorm_stddev, AT.new_renorm_stddev, stddev, renorm_momentum),
-        (AT.moving_stddev, AT.new_moving_stddev, stddev, momentum),
-    ):
-        _move(operands[plan[operand]], results[plan[result]], batch, count, weight, moving)
-    # `moving` is the standard deviation now, which the variance follows.
-    memory.read_floats(moving_variance, stddev)
-    for channel in range(stddev.size):
-        if count[channel] > 0:
-            stddev[channel] = _variance_from_stddev(moving[channel], epsilon)
-    memory.write_floats(next_variance, stddev)
-
-
-@exact
-def _move(operand, result, batch, count, momentum, moving):
-    """A moving statistic after the batch, into `result`, and into `moving` on the way."""
-    memory.read_floats(operand, moving)
-    for channel in range(moving.size):
-        # A channel without a single element has nothing to move to.
-        if count[channel] > 0:
-            moving[channel] = _moving_average(moving[channel], batch[channel], momentum)
-    memory.write_floats(result, moving)
+    _move_statistics(moving[:count], values, epsilon, momentum, renorm_momentum)
+    for k in range(count):
+        memory.write_floats(results[plan[AT.new_moving_mean + k]], moving[k])

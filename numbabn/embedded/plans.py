@@ -8,6 +8,7 @@ import numpy as np
 from .. import layout as lay
 from ..cpu import launch, masks
 from ..cpu.partition import partition
+from ..cpu.steps import reference_kind
 from .memory import DTYPES
 from .operations import (
     OPERANDS,
@@ -56,7 +57,7 @@ class Geometry(NamedTuple):
 
     layout: lay.Layout
     dtype: np.dtype[Any]  # of x
-    mask: lay.Mask | None  # without its bytes
+    mask: masks.Mask | None  # without its bytes
     mask_shape: tuple[int, ...]  # of x's rank
 
 
@@ -77,7 +78,7 @@ def geometry_of(x, mask, axis, expand):
     if mask is None:
         return Geometry(layout, array.dtype, None, ())
     on: Any = lay.check_mask(_stand_in(mask), array)
-    return Geometry(layout, array.dtype, lay.canonical_mask(on, layout, expand), on.shape)
+    return Geometry(layout, array.dtype, launch.mask_of(on, layout, expand), on.shape)
 
 
 def _stand_in(shaped):
@@ -94,7 +95,8 @@ def make_plan(run, geometry, attributes, operands, results):
     is_backward = run in (RUN_SUMS, RUN_BACKWARD)
     kind = masks.OFF if is_backward and "saved" not in operands else None
     steps, x = _STEPS[run], _Canonical(geometry.layout.canonical_shape, geometry.dtype)
-    of_kernels = launch.plan_for(steps, x, geometry.mask, run == RUN_RENORM_FORWARD, kind)
+    is_variance = "renorm_mean" not in operands if run == RUN_RENORM_FORWARD else None
+    of_kernels = launch.plan_for(steps, x, geometry.mask, reference_kind(is_variance), kind)
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
     places |= {_RESULTS[name]: index for index, name in enumerate(results)}
