@@ -10,20 +10,28 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 BACKEND = os.environ.get("KERAS_BACKEND")
 # In Numba's simulator the kernels for devices are tested, and nothing else.
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-OF_BACKEND = {f"test_keras_on_{name}.py" for name in ("torch", "tensorflow", "jax", "numpy")}
 IN_SIMULATION = "test_keras_in_simulation.py"
-UNTRAINED = {"test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"}
+# What belongs to some backends only: those that Keras trains on, those whose programs call the
+# kernels, each alone, and one for all where no backend plays a part.
+OF_BACKENDS = {
+    **dict.fromkeys(
+        ("test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"),
+        ("torch", "tensorflow", "jax"),
+    ),
+    "test_embedded.py": ("tensorflow", "jax"),
+    "test_embedded_xla.py": ("jax",),
+    "test_embedded_tensorflow.py": ("tensorflow",),
+    **{f"test_keras_on_{name}.py": (name,) for name in ("torch", "tensorflow", "jax", "numpy")},
+}
 
+here = pathlib.Path(__file__).parent
 if BACKEND is None:
-    collect_ignore_glob = ["test_keras_*.py"]
+    collect_ignore_glob = ["test_*.py"]
 elif SIMULATED:
-    here = pathlib.Path(__file__).parent
     collect_ignore = [each.name for each in here.glob("test_*.py") if each.name != IN_SIMULATION]
 else:
-    collect_ignore = sorted(OF_BACKEND - {f"test_keras_on_{BACKEND}.py"} | {IN_SIMULATION})
-    if BACKEND == "numpy":
-        # Keras trains nothing there.
-        collect_ignore += sorted(UNTRAINED)
+    others = [name for name, backends in OF_BACKENDS.items() if BACKEND not in backends]
+    collect_ignore = [*others, IN_SIMULATION]
 
 
 def pytest_configure(config):
@@ -45,7 +53,7 @@ def pytest_configure(config):
 
     assert keras.backend.backend() == BACKEND
     if BACKEND == "jax":
-        # float64 is truncated otherwise; test_xla_ffi.py runs without it too.
+        # float64 is truncated otherwise; test_embedded_xla.py runs without it too.
         import jax
 
         jax.config.update("jax_enable_x64", True)
