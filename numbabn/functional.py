@@ -1,4 +1,4 @@
-"""The operations on arrays: check, lay out, allocate, call the target, wrap the result.
+"""The operations on arrays: check, lay out, allocate, launch, wrap the result.
 
 Arrays are NumPy's, or are on a CUDA device: torch's CUDA tensors, CuPy's arrays, Numba's device
 arrays, and whatever else has `__cuda_array_interface__`. The arrays of a call are of one library.
@@ -10,23 +10,21 @@ Gradients of torch are not tracked: tensors that require one are read as they ar
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import layout as lay
-from .channels import SAVED, Parameters, Reference
+from . import checks
+from .arrays import Array, Described, Library
+from .channels import GRADIENTS, SAVED, Moving, Reference
 from .layout import Axis, Layout
+from .operands import Mask, Operands, dense, from_c_order, parameter_dtype, to_c_order
 from .renorm import Renorm, RenormClipping
-from .statistics import BatchStatistics
-from .targets import device_operations, on_device, target_of
-
-Array = Any  # an array of x's library
+from .statistics import BatchStatistics, MovingStatistics
+from .targets import launchers_of, library_of
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Saved:
     """What a training forward keeps for its backward: per-channel values and the mask.
 
@@ -38,62 +36,53 @@ class Saved:
     it is until the backward pass. Of an `x` on a device, all of it is there too.
     """
 
-    _values: Any = field(repr=False)  # (6, channels), as launchers have it
+    _saved: Described = field(repr=False)  # (SAVED, channels), as launchers have it
     _layout: Layout = field(repr=False)
     _dtype: Any = field(repr=False)
     _axis: Axis = field(repr=False)
     _epsilon: float = field(repr=False)
-    _on: Any = field(repr=False)
-    _mask: Any = field(repr=False)  # `_on` as the target's launchers have it
+    _mask: Mask | None = field(repr=False)
+    _library: Library = field(repr=False)
 
     @property
     def values(self) -> Array:
-        """All per-channel values as one array, for :func:`backward_from_values`.
+        """All per-channel values as one array, for :func:`backward_from_saved`.
 
         (6, channels) float64: count, mean, variance, r, d and gamma; the channels of a
         list of axes in C order.
         """
-        if len(self._layout.axes) == 1:
-            return self._values
-        if on_device(self._values):
-            return device_operations().in_c_order(self._values, self._layout)
-        return np.stack([self._layout.unflatten(row).reshape(-1) for row in self._values])
+        return self._library.array(to_c_order(self._library, self._saved, self._layout))
+
+    @property
+    def mask(self) -> Array | None:
+        """What is read of the mask: the caller's own array, where that is of bools."""
+        return None if self._mask is None else self._library.array(self._mask.on)
 
     @property
     def statistics(self) -> BatchStatistics:
-        return BatchStatistics(self._row(0), self._row(1), self._row(2))
+        return BatchStatistics(*self._rows()[:3])
 
     @property
     def r(self) -> Array:
-        return self._row(3)
+        return self._rows()[3]
 
     @property
     def d(self) -> Array:
-        return self._row(4)
+        return self._rows()[4]
 
-    def _row(self, index: int) -> Array:
-        if on_device(self._values):
-            return device_operations().row(self._values, index, self._layout)
-        return self._layout.unflatten(self._values[index])
+    def _rows(self) -> tuple[Array, ...]:
+        layout = self._layout
+        return self._library.rows(self._saved, layout.channel_shape, layout.channel_steps)
 
-
-def _prepare(x: Array, axis: Axis) -> tuple[ModuleType, Layout]:
-    target = target_of(x, "x")
-    lay.check_array(x, "x")
-    return target, lay.layout_of(x, axis)
-
-
-def _output(layout: Layout, dtype: Any, out: Array | None) -> tuple[Array, Array, bool]:
-    """An output in the caller's memory order; what kernels write; whether that is apart."""
-    if out is None and layout.plain:
-        array = np.empty(layout.shape, dtype)
-        return array, array.reshape(layout.canonical_shape), False
-    array = layout.empty(dtype) if out is None else out
-    view = layout.view(array)
-    if view is not None:
-        return array, view, False
-    # Memory that is not of x's order is written by way of a copy.
-    return array, np.empty(layout.canonical_shape, dtype), True
+    def _check(self, x: Described, name: str) -> None:
+        """Raise unless `x` can be what the forward pass had."""
+        if x.dtype == self._dtype and x.shape == self._layout.shape:
+            return
+        checks.check_floats(x, name)
+        had = f"{name} must be what the forward pass had"
+        if x.shape != self._layout.shape:
+            raise ValueError(f"{had}, of shape {self._layout.shape}, got {x.shape}")
+        raise TypeError(f"{had}, of dtype {self._dtype}, got {x.dtype}")
 
 
 def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) -> BatchStatistics:
@@ -128,16 +117,11 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
     >>> batch_statistics(x, mask=np.array([True, True, False])).mean
     array([ 2., 20.])
     """
-    if on_device(x):
-        device = device_operations()
-        values, layout = device.statistics(x, axis, mask)
-        return BatchStatistics(*(device.row(values, index, layout) for index in range(3)))
-    target, layout = _prepare(x, axis)
-    on = lay.check_mask(mask, x)
-    values = np.empty((SAVED, layout.channels))
-    target.statistics(layout.canonical(x), target.mask_of(on, layout), values)
-    count, mean, variance = (layout.unflatten(row) for row in values[:3])
-    return BatchStatistics(count, mean, variance)
+    operands = Operands(x, axis)
+    on = operands.mask(mask)
+    saved = operands.table(SAVED, np.float64)
+    operands.launch.statistics(operands.canonical_x, on and on.canonical, saved)
+    return BatchStatistics(*operands.rows(saved)[:3])
 
 
 def normalize(
@@ -180,29 +164,17 @@ def normalize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    epsilon = lay.check_epsilon(epsilon)
-    if on_device(x):
-        return device_operations().normalize(x, mean, variance, gamma, beta, axis, epsilon, out)
-    target, layout = _prepare(x, axis)
-    flat_mean = lay.channel_values(mean, "mean", layout)
-    flat_variance = lay.channel_values(variance, "variance", layout)
-    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
-    flat_beta = None if beta is None else lay.channel_values(beta, "beta", layout)
-    if out is not None:
-        inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
-        lay.check_out(out, x, inputs, over=("x",))
-    y, canonical_y, apart = _output(layout, x.dtype, out)
-    target.normalize(
-        layout.canonical(x),
-        flat_mean,
-        flat_variance,
-        Parameters(flat_gamma, flat_beta),
-        epsilon,
-        canonical_y,
+    epsilon = checks.check_epsilon(epsilon)
+    operands = Operands(x, axis)
+    flat_mean = operands.parameter(mean, "mean")
+    flat_variance = operands.parameter(variance, "variance")
+    parameters = operands.parameters(gamma, beta)
+    inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
+    y = operands.output(out, inputs, over=("x",))
+    operands.launch.normalize(
+        operands.canonical_x, flat_mean, flat_variance, parameters, epsilon, y.canonical
     )
-    if apart:
-        layout.restore(canonical_y, y)
-    return y
+    return operands.finish(y)
 
 
 def normalize_backward(
@@ -247,7 +219,7 @@ def normalize_backward(
 
 def gradients_of_normalize(
     dy: Array,
-    x: Array,
+    x: Array | None,
     mean: Array,
     variance: Array,
     gamma: Array | None = None,
@@ -255,22 +227,28 @@ def gradients_of_normalize(
     axis: Axis,
     epsilon: float,
     with_dx: bool = True,
+    with_parameters: bool = True,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """:func:`normalize_backward` for the adapters; without `with_dx`, dx is None, not computed."""
-    epsilon = lay.check_epsilon(epsilon)
-    if on_device(x):
-        return device_operations().normalize_backward(
-            dy, x, mean, variance, gamma, axis, epsilon, out, with_dx
-        )
-    target, layout = _prepare(x, axis)
-    flat_mean = lay.channel_values(mean, "mean", layout)
-    flat_variance = lay.channel_values(variance, "variance", layout)
-    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
-    values = np.empty((SAVED, layout.channels))
-    target.constants(flat_mean, flat_variance, flat_gamma, values)
+    """:func:`normalize_backward` for the adapters.
+
+    Args:
+        with_dx: False where dx is not to be computed; it is None then.
+        with_parameters: False where dgamma and dbeta are not; they are None then, and so may
+            `x` be, which dx does not depend on.
+    """
+    epsilon = checks.check_epsilon(epsilon)
+    operands = Operands(x if with_parameters else dy, axis)
+    flat_mean = operands.parameter(mean, "mean")
+    flat_variance = operands.parameter(variance, "variance")
+    flat_gamma = None if gamma is None else operands.parameter(gamma, "gamma")
+    saved = operands.table(SAVED, np.float64)
+    operands.launch.constants(flat_mean, flat_variance, flat_gamma, saved)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
-    return _backward(target, layout, dy, x, values, epsilon, None, False, out, inputs, with_dx)
+    return _backward(
+        operands, dy, saved, None, epsilon, inputs,
+        training=False, with_dx=with_dx, with_parameters=with_parameters, out=out,
+    )  # fmt: skip
 
 
 def renorm_correction(
@@ -307,27 +285,26 @@ def renorm_correction(
     >>> r.round(6), d
     (array([2.]), array([1.]))
     """
-    epsilon = lay.check_epsilon(epsilon)
+    epsilon = checks.check_epsilon(epsilon)
     limits = RenormClipping.of(clipping).limits
-    if on_device(mean):
-        return device_operations().renorm_correction(
-            mean, variance, renorm_mean, renorm_stddev, epsilon, limits
-        )
-    first = np.asarray(mean)
-    arrays = [
-        lay.real_values(values, name, first.shape).reshape(-1)
+    library = library_of(mean)
+    first = library.reals(mean, "mean", None)
+    flat_mean, flat_variance, reference_mean, reference_stddev = (
+        dense(library, library.reals(values, name, first)).reshape((first.size,))
         for name, values in (
             ("mean", mean),
             ("variance", variance),
             ("renorm_mean", renorm_mean),
             ("renorm_stddev", renorm_stddev),
         )
-    ]
-    reference = Reference(arrays[2], arrays[3], False, limits)
-    r, d = corrections = np.empty((2, first.size))
-    target = target_of(first, "mean")
-    target.renorm_correction(arrays[0], arrays[1], reference, epsilon, corrections)
-    return r.reshape(first.shape), d.reshape(first.shape)
+    )
+    reference = Reference(reference_mean, reference_stddev, False, limits)
+    corrections = library.empty((2, first.size), np.float64, first)
+    launchers_of(library).renorm_correction(
+        flat_mean, flat_variance, reference, epsilon, corrections
+    )
+    r, d = library.rows(corrections, first.shape)
+    return r, d
 
 
 def batch_norm_forward(
@@ -377,65 +354,67 @@ def batch_norm_forward(
     >>> y.ravel(), saved.statistics.mean
     (array([-1.,  1.]), array([2.]))
     """
-    epsilon = lay.check_epsilon(epsilon)
-    if on_device(x):
-        return forward_on_device(x, gamma, beta, axis, mask, epsilon, renorm, out)
-    target, layout = _prepare(x, axis)
-    flat_gamma = None if gamma is None else lay.channel_values(gamma, "gamma", layout)
-    flat_beta = None if beta is None else lay.channel_values(beta, "beta", layout)
-    reference = _reference(renorm, layout)
-    on = lay.check_mask(mask, x)
-    if out is not None:
-        lay.check_out(out, x, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
-    canonical_mask = target.mask_of(on, layout)
-    y, canonical_y, apart = _output(layout, x.dtype, out)
-    values = np.empty((SAVED, layout.channels))
-    target.forward(
-        layout.canonical(x),
-        canonical_mask,
-        Parameters(flat_gamma, flat_beta),
-        epsilon,
-        reference,
-        None,
-        canonical_y,
-        values,
-    )
-    if apart:
-        layout.restore(canonical_y, y)
-    values.setflags(write=False)
-    return y, Saved(values, layout, x.dtype, axis, epsilon, on, canonical_mask)
+    epsilon = checks.check_epsilon(epsilon)
+    operands = Operands(x, axis)
+    parameters = operands.parameters(gamma, beta)
+    reference = operands.reference(renorm)
+    on = operands.mask(mask)
+    inputs = {"x": x, "gamma": gamma, "beta": beta, "mask": mask}
+    y = operands.output(out, inputs)
+    saved = operands.table(SAVED, np.float64)
+    operands.launch.forward(
+        operands.canonical_x, on and on.canonical, parameters, epsilon, reference, None,
+        y.canonical, saved,
+    )  # fmt: skip
+    return operands.finish(y), _saved(operands, saved, axis, epsilon, on)
 
 
-def forward_on_device(
-    x: Array, gamma: Array, beta: Array, axis: Axis, mask: Array, epsilon: float,
-    renorm: Renorm | None, out: Array | None, by_variance: bool = False,
-) -> tuple[Array, Saved]:  # fmt: skip
-    """:func:`batch_norm_forward` of an array on a device.
+def _saved(
+    operands: Operands, saved: Described, axis: Axis, epsilon: float, mask: Mask | None
+) -> Saved:
+    operands.library.seal(saved)
+    return Saved(saved, operands.layout, operands.x.dtype, axis, epsilon, mask, operands.library)
 
-    by_variance: `renorm.stddev` holds variances, to which epsilon is to be added
+
+def train(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    statistics: MovingStatistics,
+    *,
+    axis: Axis,
+    mask: Array | None,
+    epsilon: float,
+    out: Array | None = None,
+) -> tuple[Array, Saved, dict[str, Array]]:
+    """:func:`batch_norm_forward` of a layer: it moves the statistics, and corrects against them.
+
+    Returns:
+        y, what the backward needs, and the moved statistics by name, each of the dtype it had.
     """
-    _check_renorm(renorm)
-    done = device_operations().forward(
-        x, gamma, beta, axis, mask, epsilon, renorm, out, by_variance
-    )
-    return done.y, Saved(done.values, done.layout, done.dtype, axis, epsilon, mask, done.mask)
-
-
-def _check_renorm(renorm: Renorm | None) -> None:
-    if renorm is not None and not isinstance(renorm, Renorm):
-        raise TypeError(f"renorm must be a Renorm, got {type(renorm).__name__}")
-
-
-def _reference(renorm: Renorm | None, layout: Layout) -> Reference | None:
-    _check_renorm(renorm)
-    if renorm is None:
-        return None
-    return Reference(
-        lay.channel_values(renorm.mean, "renorm.mean", layout),
-        lay.channel_values(renorm.stddev, "renorm.stddev", layout),
-        False,
-        renorm.clipping.limits,
-    )
+    operands = Operands(x, axis)
+    parameters = operands.parameters(gamma, beta)
+    moving = {name: operands.parameter(statistics.arrays[name], name) for name in statistics.names}
+    on = operands.mask(mask)
+    moved = {
+        name: operands.channels_output(statistics.arrays[name], flat.dtype, statistics.moved, name)
+        for name, flat in moving.items()
+    }
+    y = operands.output(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
+    saved = operands.table(SAVED, np.float64)
+    operands.launch.forward(
+        operands.canonical_x, on and on.canonical, parameters, epsilon,
+        statistics.reference(moving),
+        Moving(
+            tuple(moving.values()),
+            tuple(each.canonical for each in moved.values()),
+            statistics.momentum,
+            statistics.renorm_momentum if statistics.separate else None,
+        ),
+        y.canonical, saved,
+    )  # fmt: skip
+    results = {name: operands.finish(each) for name, each in moved.items()}
+    return operands.finish(y), _saved(operands, saved, axis, epsilon, on), results
 
 
 def batch_norm_backward(
@@ -475,40 +454,25 @@ def batch_norm_backward(
     """
     if not isinstance(saved, Saved):
         raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
-    device_saved = on_device(saved._values)
-    if on_device(x) is not device_saved:
-        where = "on a CUDA device" if device_saved else "in NumPy"
-        raise TypeError(f"x must be what the forward pass had, {where}, got {type(x).__name__}")
-    if device_saved:
-        device = device_operations()
-        _check_same(device.describe(x, "x"), saved)
-        return device.backward(
-            dy, x, saved._values, saved._layout, saved._axis, saved._epsilon, saved._on,
-            saved._mask, True, out,
-        )  # fmt: skip
-    target = target_of(x, "x")
-    _check_same(x, saved)
-    layout, values, mask = lay.layout_of(x, saved._axis), saved._values, saved._mask
-    if layout.order != saved._layout.order:
-        # The same values in another memory order.
-        values = np.stack([layout.flatten(saved._layout.unflatten(row)) for row in values])
-        mask = target.mask_of(saved._on, layout)
-    return _backward(target, layout, dy, x, values, saved._epsilon, mask, True, out, {})
-
-
-def _check_same(x: Any, saved: Saved) -> None:
-    """Raise unless `x` can be what the forward pass had."""
-    if x.dtype == saved._dtype and x.shape == saved._layout.shape:
-        return
-    lay.check_array(x, "x")
-    if x.shape != saved._layout.shape:
-        raise ValueError(
-            f"x must be what the forward pass had, of shape {saved._layout.shape}, got {x.shape}"
+    library = saved._library
+    if library_of(x) is not library:
+        raise TypeError(
+            f"x must be what the forward pass had, {library.where}, got {type(x).__name__}"
         )
-    raise TypeError(f"x must be what the forward pass had, of dtype {saved._dtype}, got {x.dtype}")
+    operands = Operands(x, saved._axis, saved._check)
+    table, mask = library.on_stream_of(saved._saved, operands.x), saved._mask
+    canonical_mask = mask and mask.canonical
+    if operands.layout.order != saved._layout.order:
+        # The same values in another memory order.
+        table = to_c_order(library, table, saved._layout)
+        table = from_c_order(library, table, operands.layout)
+        if mask is not None:
+            on = library.on_stream_of(mask.on, operands.x)
+            canonical_mask = operands.launch.mask_of(on, operands.layout)
+    return _backward(operands, dy, table, canonical_mask, saved._epsilon, out=out)
 
 
-def backward_from_values(
+def backward_from_saved(
     dy: Array,
     x: Array,
     values: Array,
@@ -516,7 +480,6 @@ def backward_from_values(
     axis: Axis,
     mask: Array | None,
     epsilon: float,
-    training: bool = True,
     with_dx: bool = True,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
@@ -526,51 +489,42 @@ def backward_from_values(
         dy, x, out: as there.
         values: ``saved.values`` of the forward pass.
         axis, mask, epsilon: as they were given to the forward pass.
-        training: False where the statistics were constants: then as
-            :func:`normalize_backward`, with mean, variance and gamma from `values`.
         with_dx: False where dx is not to be computed; it is None then.
     """
-    if on_device(x):
-        return device_operations().backward(
-            dy, x, values, None, axis, epsilon, mask, None, training, out, with_dx
-        )
-    target, layout = _prepare(x, axis)
-    lay.check_saved(values, layout)
-    values = np.require(values, requirements=("C", "A")).view()
-    values.setflags(write=False)
-    if len(layout.axes) > 1:
-        logical = values.reshape(-1, *layout.channel_shape)
-        values = np.stack([layout.flatten(row) for row in logical])
-    on = target.mask_of(lay.check_mask(mask, x), layout) if training else None
-    return _backward(target, layout, dy, x, values, epsilon, on, training, out, {}, with_dx)
+    operands = Operands(x, axis)
+    saved = operands.saved(values)
+    on = operands.mask(mask)
+    return _backward(operands, dy, saved, on and on.canonical, epsilon, with_dx=with_dx, out=out)
 
 
 def _backward(
-    target: ModuleType, layout: Layout, dy: Array, x: Array, values: NDArray[np.float64],
-    epsilon: float, mask: Any, training: bool, out: Array | None,
-    inputs: dict[str, Array], with_dx: bool = True,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    target_of(dy, "dy")
-    lay.check_like(dy, "dy", x)
-    if out is not None:
-        lay.check_out(out, x, {"dy": dy, "x": x, **inputs}, over=("dy", "x"))
-    dx: Any = None
-    canonical_dx: Any = None
-    apart = False
+    operands: Operands,
+    dy: Array,
+    saved: Described,
+    mask: Any,
+    epsilon: float,
+    inputs: dict[str, Any] | None = None,
+    *,
+    training: bool = True,
+    with_dx: bool = True,
+    with_parameters: bool = True,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """See :func:`gradients_of_normalize` for what is wanted; training: see `cpu.launch.backward`.
+
+    Keywords, since a call names the few in which it differs.
+    """
+    described = operands.like_x(dy, "dy")
+    dx = None
     if with_dx:
-        dx, canonical_dx, apart = _output(layout, x.dtype, out)
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
-    dgamma, dbeta = gradients = np.empty((2, layout.channels), dtype)
-    target.backward(
-        layout.canonical(dy),
-        layout.canonical(x),
-        values,
-        mask,
-        epsilon,
-        training,
-        canonical_dx,
-        gradients,
-    )
-    if apart:
-        layout.restore(canonical_dx, dx)
-    return dx, layout.unflatten(dgamma), layout.unflatten(dbeta)
+        x = operands.library.array(operands.x)
+        dx = operands.output(out, {"dy": dy, "x": x, **(inputs or {})}, over=("dy", "x"))
+    gradients = None
+    if with_parameters:
+        gradients = operands.table(GRADIENTS, parameter_dtype(operands.x.dtype))
+    operands.launch.backward(
+        operands.canonical(described), operands.canonical_x, saved, mask, epsilon, training,
+        dx and dx.canonical, gradients,
+    )  # fmt: skip
+    dgamma, dbeta = (None, None) if gradients is None else operands.rows(gradients)
+    return dx and operands.finish(dx), dgamma, dbeta

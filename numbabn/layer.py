@@ -7,27 +7,18 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import formulas
-from .functional import (
-    Array,
-    Saved,
-    batch_norm_backward,
-    batch_norm_forward,
-    forward_on_device,
-    normalize,
-    normalize_backward,
-)
-from .layout import Axis, check_array, check_epsilon, check_momentum, layout_of, plain_axis
+from .arrays import Array, Described
+from .arrays.numpy import HOST
+from .checks import check_epsilon, check_floats, check_momentum
+from .functional import Saved, batch_norm_backward, normalize, normalize_backward, train
+from .layout import Axis, layout_of, plain_axis
 from .outputs import KeptOutputs
-from .renorm import Renorm, RenormClipping
-from .targets import device_operations, on_device, target_of
+from .renorm import RenormClipping
+from .statistics import MovingStatistics
+from .targets import device_place, launchers_of, library_of, to_host
 
-# In Keras's order. gamma and beta are trainable; the last three exist with renorm only.
 _TRAINABLE = ("gamma", "beta")
-_MOVING = ("moving_mean", "moving_variance")
-_RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
 _ONES = ("gamma", "moving_variance", "moving_stddev", "renorm_stddev")
 
 
@@ -38,11 +29,6 @@ def _parameter_dtype(dtype: Any) -> np.dtype[Any]:
     return resolved
 
 
-def _host(array: Array) -> NDArray[Any]:
-    """An array of any library as a NumPy array; waits for a device."""
-    return device_operations().to_host(array) if on_device(array) else np.asarray(array)
-
-
 def _weight(name: str) -> property:
     def get(self: BatchNormalization) -> Array | None:
         return self._weights.get(name)
@@ -51,16 +37,12 @@ def _weight(name: str) -> property:
         if name not in self._weights:
             reason = "has none" if name not in self._names() else "is not built yet"
             raise AttributeError(f"{name} cannot be set: the layer {reason}")
-        old = self._weights[name]
-        shape, dtype = tuple(old.shape), self._weight_dtype()
-        if self._place is not None and on_device(values):
-            new = device_operations().copy_of(values, name, old, self._place)
-        else:
-            new = np.array(_host(values), dtype)
-            if new.shape != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {new.shape}")
-            new = self._placed(new)
-        self._weights = {**self._weights, name: new}
+        library = self._place.library
+        given = to_host(values) if library is HOST.library else values
+        source = library.assignable(given, name, self._weights[name])
+        new = library.empty(source.shape, source.dtype, source)
+        launchers_of(library).copy(source, new)
+        self._weights = {**self._weights, name: library.array(new)}
 
     return property(get, set, doc=f"{name}, one value a channel; None where there is none.")
 
@@ -169,8 +151,7 @@ class BatchNormalization:
         self.trainable = True
         self.gradients: dict[str, Array] = {}
         self._weights: dict[str, Array] = {}
-        # Where they are: None for NumPy, else the device and its arrays' library.
-        self._place: Any = None
+        self._place = HOST  # where they are
         # The last training call: its input, and what its backward needs.
         self._taped: tuple[Array, Saved | None] | None = None
         # With `reuse_outputs`, "y" and "dx".
@@ -192,8 +173,14 @@ class BatchNormalization:
 
     def _names(self) -> list[str]:
         names = [name for name, exists in (("gamma", self.scale), ("beta", self.center)) if exists]
-        separate = self.renorm and self.renorm_momentum is not None
-        return [*names, *_MOVING, *(_RENORM if separate else ())]
+        return [*names, *self._moving({}).names]
+
+    def _moving(self, arrays: dict[str, Array]) -> MovingStatistics:
+        """What a training step moves."""
+        return MovingStatistics(
+            arrays, self.momentum, self.renorm, self.renorm_momentum, self.renorm_clipping,
+            moved=arrays if self._place.library.moves_in_place else None,
+        )  # fmt: skip
 
     def build(self, shape: int | tuple[int, ...], dtype: Any = None) -> None:
         """Make the parameters, fresh: ones for gamma and what is a spread, zeros else.
@@ -205,18 +192,9 @@ class BatchNormalization:
         """
         dtype = self.dtype or _parameter_dtype(dtype or np.float32)
         self._weights = {
-            name: self._placed(np.full(shape, 1.0 if name in _ONES else 0.0, dtype))
+            name: self._place.array(np.full(shape, 1.0 if name in _ONES else 0.0, dtype))
             for name in self._names()
         }
-
-    def _placed(self, values: NDArray[Any]) -> Array:
-        """A weight, where weights are."""
-        return values if self._place is None else self._place.array(values)
-
-    def _weight_dtype(self) -> np.dtype[Any]:
-        """The dtype of the weights that there are."""
-        weight = self._weights["moving_mean"]
-        return device_operations().dtype_of(weight) if on_device(weight) else weight.dtype
 
     def to(self, device: str | int, library: str | None = None) -> BatchNormalization:
         """Move the weights, or say where they are to be made; returns the layer.
@@ -231,12 +209,9 @@ class BatchNormalization:
             TypeError, ValueError: there is no such device or library.
             RuntimeError: nothing can run on a device here; it says what to install.
         """
-        on_cpu = device == "cpu"
-        place = None if on_cpu else device_operations().place(device, library, self._place)
+        place = HOST if device == "cpu" else device_place(device, library, self._place)
         # All of them before any is put in place.
-        weights = {name: _host(values) for name, values in self._weights.items()}
-        if place is not None:
-            weights = {name: place.array(values) for name, values in weights.items()}
+        weights = {name: place.array(to_host(values)) for name, values in self._weights.items()}
         self._weights, self._place = weights, place
         self.gradients, self._taped, self._outputs = {}, None, KeptOutputs()
         return self
@@ -260,35 +235,35 @@ class BatchNormalization:
         """
         if not self._weights:
             return self._first_call(x, training, mask)
-        self._check_channels(x)
+        described = self._checked(x)
+        inputs = {"x": x, "mask": mask}
         if not (training and self.trainable):
             y = normalize(
                 x, self.moving_mean, self.moving_variance, self.gamma, self.beta,
-                axis=self.axis, epsilon=self.epsilon, out=self._reusable("y", {"x": x}),
+                axis=self.axis, epsilon=self.epsilon,
+                out=self._reusable("y", described, {"x": x}),
             )  # fmt: skip
-            y = self._kept("y", x, y)
+            y = self._kept("y", described, y)
             if training:
                 self._taped = (x, None)
             return y
-        if self._place is not None:
-            return self._train_on_device(x, mask)
-        y, saved = batch_norm_forward(
-            x, self.gamma, self.beta,
-            axis=self.axis, mask=mask, epsilon=self.epsilon, renorm=self._reference(),
-            out=self._reusable("y", {"x": x, "mask": mask}),
+        y, saved, moved = train(
+            x, self.gamma, self.beta, self._moving(self._weights),
+            axis=self.axis, mask=mask, epsilon=self.epsilon,
+            out=self._reusable("y", described, inputs),
         )  # fmt: skip
-        y = self._kept("y", x, y)
+        y = self._kept("y", described, y)
         # One assignment: an interrupt leaves all of the weights as they were, or none.
-        self._weights = self._moved(saved)
+        self._weights = {**self._weights, **moved}
         self._taped = (x, saved)
         return y
 
     def _first_call(self, x: Array, training: bool, mask: Array | None) -> Array:
         """Make the parameters after `x`, and keep them if the call succeeds."""
         described, place = self._described(x), self._place
-        if place is None and described is not x:
-            self._place = device_operations().place_of(described)
-        wide = np.float64 if described.dtype == np.float64 else np.float32
+        if place == HOST:
+            self._place = library_of(x).place(described)
+        wide = np.float64 if described.dtype.name == "float64" else np.float32
         try:
             self.build(layout_of(described, self.axis).channel_shape, wide)
             return self(x, training, mask)
@@ -297,25 +272,18 @@ class BatchNormalization:
             self._weights, self._place, self._outputs = {}, place, KeptOutputs()
             raise
 
-    def _described(self, x: Array) -> Any:
-        """`x`, or what is known of it where it is on a device; raises if it cannot be read."""
-        if on_device(x):
-            x = device_operations().describe(x, "x")
-        else:
-            target_of(x, "x")
-        check_array(x, "x")
-        return x
+    def _described(self, x: Array) -> Described:
+        """What is known of `x`; raises if it cannot be read."""
+        described = library_of(x).describe(x, "x")
+        check_floats(described, "x")
+        return described
 
-    def _check_channels(self, x: Array) -> None:
-        """Raise what is wrong with `x`, before an operation blames a weight for it."""
+    def _checked(self, x: Array) -> Described:
+        """The same; raises what is wrong with `x`, before an operation blames a weight for it."""
         described = self._described(x)
-        if self._place is None:
-            fits, here = described is x, "in NumPy"
-        else:
-            fits, here = described is not x and self._place.holds(described), str(self._place)
-        if not fits:
+        if library_of(x).place(described) != self._place:
             raise TypeError(
-                f"the layer's weights are {here} and x is elsewhere ({type(x).__name__}): "
+                f"the layer's weights are {self._place} and x is elsewhere ({type(x).__name__}): "
                 "move the layer with to()"
             )
         found = layout_of(described, self.axis).channel_shape
@@ -325,88 +293,24 @@ class BatchNormalization:
                 f"x must have channels of shape {built} along axis={self.axis}, as the layer "
                 f"was built for, got x of shape {described.shape}"
             )
+        return described
 
-    def _reusable(self, name: str, inputs: dict[str, Array]) -> Array | None:
+    def _reusable(self, name: str, x: Described, inputs: dict[str, Array | None]) -> Array | None:
         """Where to write an output: with `reuse_outputs` over an earlier one, where it fits."""
         if not self.reuse_outputs:
             return None
-        return self._outputs.fitting(name, self._form(inputs["x"]), inputs)
+        return self._outputs.fitting(name, self._form(x), inputs)
 
-    def _kept(self, name: str, x: Array, output: Array) -> Array:
+    def _kept(self, name: str, x: Described, output: Array) -> Array:
         """`output`; with `reuse_outputs` it is kept, for the next input like `x`."""
         if not self.reuse_outputs:
             return output
         return self._outputs.keep(name, self._form(x), output)
 
-    def _form(self, x: Array) -> tuple[Any, ...]:
+    def _form(self, x: Described) -> tuple[Any, ...]:
         """What inputs have in common whose outputs can be of the same memory."""
-        described = self._described(x)
         # Libraries free memory, and name it to others, by the stream that it was made on.
-        stream = None if self._place is None else described.stream
-        return layout_of(described, self.axis), described.dtype, stream
-
-    def _reference(self) -> Renorm | None:
-        if not self.renorm:
-            return None
-        if self.renorm_momentum is None:
-            variance = self._weights["moving_variance"].astype(np.float64)
-            stddev = formulas.standard_deviation(variance, self.epsilon)
-            return Renorm(self._weights["moving_mean"], stddev, self.renorm_clipping)
-        mean, stddev = self._weights["renorm_mean"], self._weights["renorm_stddev"]
-        return Renorm(mean, stddev, self.renorm_clipping)
-
-    def _train_on_device(self, x: Array, mask: Array | None) -> Array:
-        """A training call, and the moving statistics moved, without waiting for the device."""
-        shared = self.renorm and self.renorm_momentum is None
-        renorm = None
-        if shared:
-            # A variance, of which the kernel takes the root.
-            renorm = Renorm(self.moving_mean, self.moving_variance, self.renorm_clipping)
-        elif self.renorm:
-            renorm = Renorm(self.renorm_mean, self.renorm_stddev, self.renorm_clipping)
-        y, saved = forward_on_device(
-            x, self.gamma, self.beta, self.axis, mask, self.epsilon, renorm,
-            self._reusable("y", {"x": x, "mask": mask}), shared,
-        )  # fmt: skip
-        y = self._kept("y", x, y)
-        separate = self.renorm and not shared
-        device_operations().move_statistics(
-            saved._values, saved._layout, self.epsilon, self.momentum,
-            self.renorm_momentum if separate else None,
-            [self._weights[name] for name in (*_MOVING, *(_RENORM if separate else ()))],
-        )  # fmt: skip
-        self._taped = (x, saved)
-        return y
-
-    def _moved(self, saved: Saved) -> dict[str, NDArray[Any]]:
-        """The weights after the batch: those that move, moved."""
-        count, mean, variance = (saved._row(index) for index in range(3))
-        moved: dict[str, Any] = {}
-
-        def move(name: str, batch: NDArray[np.float64], momentum: float) -> None:
-            moving = self._weights[name].astype(np.float64)
-            moved[name] = formulas.moving_average(moving, batch, momentum)
-
-        move("moving_mean", mean, self.momentum)
-        if self.renorm and self.renorm_momentum is not None:
-            stddev = formulas.standard_deviation(variance, self.epsilon)
-            move("moving_stddev", stddev, self.momentum)
-            moved["moving_variance"] = formulas.variance_from_stddev(
-                moved["moving_stddev"], self.epsilon
-            )
-            move("renorm_mean", mean, self.renorm_momentum)
-            move("renorm_stddev", stddev, self.renorm_momentum)
-        else:
-            move("moving_variance", variance, self.momentum)
-        weights = dict(self._weights)
-        some_empty = not count.all()
-        for name, values in moved.items():
-            old = weights[name]
-            if some_empty:
-                # A channel without a single element has nothing to move to.
-                values = np.where(count > 0, values, old)
-            weights[name] = values.astype(old.dtype)
-        return weights
+        return layout_of(x, self.axis), x.dtype, self._place.library.stream(x)
 
     def backward(self, dy: Array) -> Array:
         """The gradient of the last training call; fills `gradients` for gamma and beta.
@@ -426,8 +330,9 @@ class BatchNormalization:
         if self._taped is None:
             raise RuntimeError("backward needs a training call before it: layer(x, training=True)")
         x, saved = self._taped
-        mask = None if saved is None else saved._on
-        out = self._reusable("dx", {"x": x, "dy": dy, "mask": mask})
+        described = self._described(x)
+        inputs = {"x": x, "dy": dy, "mask": saved and saved.mask}
+        out = self._reusable("dx", described, inputs)
         if saved is None:
             dx, _, _ = normalize_backward(
                 dy, x, self.moving_mean, self.moving_variance, self.gamma,
@@ -438,7 +343,7 @@ class BatchNormalization:
             dx, dgamma, dbeta = batch_norm_backward(dy, x, saved, out=out)
             found = {"gamma": dgamma, "beta": dbeta}
             self.gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
-        return self._kept("dx", x, dx)
+        return self._kept("dx", described, dx)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make such a layer again; JSON-able (infinite limits are left out)."""
@@ -472,7 +377,7 @@ class BatchNormalization:
             raise RuntimeError("the layer has no weights to save: call it or build it first")
         with open(path, "wb") as file:
             # mypy takes the names for savez's own arguments.
-            np.savez(file, **{name: _host(each) for name, each in self._weights.items()})  # type: ignore[arg-type]
+            np.savez(file, **{name: to_host(each) for name, each in self._weights.items()})
 
     def load(self, path: str | os.PathLike[str]) -> BatchNormalization:
         """Take the weights from an npz file that `save` wrote; returns the layer.
@@ -495,7 +400,7 @@ class BatchNormalization:
                     f"this layer has {tuple(weight.shape)}"
                 )
         self._weights = {
-            name: self._placed(loaded[name].astype(self.dtype or loaded[name].dtype))
+            name: self._place.array(loaded[name].astype(self.dtype or loaded[name].dtype))
             for name in names
         }
         return self
@@ -504,7 +409,7 @@ class BatchNormalization:
         # The input of the last call can be large, and belongs to the caller; the kept outputs
         # are as large. A device may not be there where the layer comes back.
         arrays = {
-            attribute: {name: _host(each) for name, each in getattr(self, attribute).items()}
+            attribute: {name: to_host(each) for name, each in getattr(self, attribute).items()}
             for attribute in ("_weights", "gradients")
         }
         return {
@@ -512,7 +417,7 @@ class BatchNormalization:
             **arrays,
             "_taped": None,
             "_outputs": KeptOutputs(),
-            "_place": None,
+            "_place": HOST,
         }
 
     def __repr__(self) -> str:

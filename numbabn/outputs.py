@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from .functional import Array
-from .targets import device_operations, on_device
-
-
-def _overlap(kept: Array, other: Array, name: str) -> bool:
-    """Whether an output may share memory with an argument, whose name is for errors."""
-    if isinstance(kept, np.ndarray):
-        return isinstance(other, np.ndarray) and np.may_share_memory(kept, other)
-    if not on_device(other):
-        return False
-    describe = device_operations().describe
-    low, high = describe(kept, "out").extent
-    first, end = describe(other, name).extent
-    return bool(first < high and low < end)
+from .arrays import Array
+from .targets import library_of
 
 
 class KeptOutputs:
@@ -36,11 +22,13 @@ class KeptOutputs:
         kept_form, kept = self._kept.get(name, (None, None))
         if kept_form != form:
             return None
-        overlaps = any(_overlap(kept, each, of) for of, each in inputs.items())
+        library = library_of(kept)
+        described = library.describe(kept, "out")
+        overlaps = any(library.overlaps(described, each, of) for of, each in inputs.items())
         return None if overlaps else kept
 
     def keep(self, name: str, form: Any, output: Array) -> Array:
         """Keep an output for the next input of that form; what the caller gets."""
         self._kept[name] = (form, output)
         # The shape and the flags of what the caller gets may change, and these may not.
-        return output.view() if isinstance(output, np.ndarray) else output
+        return library_of(output).alias(output)

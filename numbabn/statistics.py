@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from . import formulas
-from .layout import real_values
-from .targets import device_operations, on_device
+from .arrays import Array, Library
+from .channels import Reference
+from .operands import dense
+from .renorm import RenormClipping
+from .targets import launchers_of, library_of, to_host
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +44,15 @@ class BatchStatistics:
     variance: Any
 
     def __post_init__(self) -> None:
-        if on_device(self.mean):
-            device_operations().check_statistics(self.count, self.mean, self.variance)
-            return
-        mean = real_values(self.mean, "mean", np.shape(self.mean))
-        variance = real_values(self.variance, "variance", mean.shape)
-        count = real_values(self.count, "count", np.shape(self.count))
-        if count.shape not in ((), mean.shape):
-            raise ValueError(
-                f"count must be a number or have the shape of mean, {mean.shape}, got {count.shape}"
-            )
-        if (count < 0).any():
-            raise ValueError(f"count must not be negative, got {count.min()}")
-        if count.shape != mean.shape:
-            count = np.broadcast_to(count, mean.shape)
-        object.__setattr__(self, "count", count)
-        object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "variance", variance)
+        library = library_of(self.mean)
+        mean = library.reals(self.mean, "mean", None)
+        described = {
+            "mean": mean,
+            "variance": library.reals(self.variance, "variance", mean),
+            "count": library.counts(self.count, mean),
+        }
+        for name, values in described.items():
+            object.__setattr__(self, name, library.array(values))
 
     def merge(self, other: BatchStatistics) -> BatchStatistics:
         """The statistics of both sets together, by Chan's formula.
@@ -71,30 +65,36 @@ class BatchStatistics:
         """
         if not isinstance(other, BatchStatistics):
             raise TypeError(f"other must be a BatchStatistics, got {type(other).__name__}")
-        if on_device(self.mean) or on_device(other.mean):
-            return BatchStatistics(
-                *device_operations().merge(
-                    (self.count, self.mean, self.variance),
-                    (other.count, other.mean, other.variance),
-                )
-            )
+        library = library_of(self.mean)
+        mine, others = self._flat(library), other._flat(library)
         if other.mean.shape != self.mean.shape:
             raise ValueError(
                 f"statistics to be merged must have one shape, "
-                f"got {self.mean.shape} and {other.mean.shape}"
+                f"got {tuple(self.mean.shape)} and {tuple(other.mean.shape)}"
             )
-        count, mean, m2 = formulas.merge(
-            self.count, self.mean, self.variance * self.count,
-            other.count, other.mean, other.variance * other.count,
-        )  # fmt: skip
-        return BatchStatistics(count, mean, formulas.variance_of(count, m2))
+        merged = library.empty((3, mine[0].size), np.float64, mine[0])
+        launchers_of(library).merge_statistics(mine, others, merged)
+        return BatchStatistics(*library.rows(merged, tuple(self.mean.shape)))
+
+    def _flat(self, library: Library) -> tuple[Any, ...]:
+        """Count, mean and variance, described as those of a library and flat."""
+        described = (
+            library.reals(values, name, None)
+            for name, values in (
+                ("count", self.count),
+                ("mean", self.mean),
+                ("variance", self.variance),
+            )
+        )
+        return tuple(dense(library, each).reshape((each.size,)) for each in described)
 
     def to_host(self) -> BatchStatistics:
         """The same as NumPy arrays; waits for the device where they are on one."""
-        if not on_device(self.mean):
+        values = (self.count, self.mean, self.variance)
+        found = [to_host(each) for each in values]
+        if all(one is other for one, other in zip(found, values, strict=True)):
             return self
-        copy = device_operations().to_host
-        return BatchStatistics(copy(self.count), copy(self.mean), copy(self.variance))
+        return BatchStatistics(*found)
 
     @staticmethod
     def merge_all(statistics: Iterable[BatchStatistics]) -> BatchStatistics:
@@ -110,3 +110,38 @@ class BatchStatistics:
         if not parts:
             raise ValueError("merge_all needs at least one BatchStatistics, got none")
         return reduce(BatchStatistics.merge, parts)
+
+
+# The statistics that a layer moves, in Keras's order; the last three exist with renorm only.
+STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+
+
+@dataclass
+class MovingStatistics:
+    """What a training step of a layer moves, and corrects against with renorm."""
+
+    arrays: Mapping[str, Array]  # by the names above
+    momentum: float
+    renorm: bool
+    renorm_momentum: float | None  # None to correct against the moving mean and variance
+    clipping: RenormClipping
+    moved: dict[str, Array] | None = None  # where they go, `arrays` itself included; None for new
+
+    @property
+    def separate(self) -> bool:
+        """Whether renorm has statistics of its own."""
+        return self.renorm and self.renorm_momentum is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that there are."""
+        return STATISTICS if self.separate else STATISTICS[:2]
+
+    def reference(self, arrays: Mapping[str, Array]) -> Reference | None:
+        """What a forward corrects against, of these arrays."""
+        if not self.renorm:
+            return None
+        limits = self.clipping.limits
+        if self.separate:
+            return Reference(arrays["renorm_mean"], arrays["renorm_stddev"], False, limits)
+        return Reference(arrays["moving_mean"], arrays["moving_variance"], True, limits)

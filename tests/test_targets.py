@@ -7,30 +7,34 @@ import numpy as np
 import pytest
 
 import numbabn
-from numbabn.targets import on_device
+from numbabn import targets
+from numbabn.arrays import is_on_device
 
 DEVICE_ARRAY = SimpleNamespace(__cuda_array_interface__={})
 INSTALL = "pip install 'numbabn[cuda13]' (or [cuda12], after the CUDA version of the driver)"
 
 
+@pytest.fixture
+def without_numba_cuda(monkeypatch):
+    monkeypatch.setattr("numbabn.cuda.availability.find_spec", lambda name: None)
+    for function in (targets.cuda, targets.device_libraries):
+        function.cache_clear()
+
+
 def test_what_is_on_a_device():
-    assert on_device(DEVICE_ARRAY)
+    assert is_on_device(DEVICE_ARRAY)
     for other in (np.zeros(3), np.float32(1), [1.0], None, "cuda"):
-        assert not on_device(other)
+        assert not is_on_device(other)
 
 
 @pytest.mark.parametrize("call", [numbabn.batch_statistics, numbabn.BatchNormalization()])
-def test_a_device_array_without_numba_cuda(call, monkeypatch):
-    monkeypatch.setattr("numbabn.targets._device_operations", None)
-    monkeypatch.setattr("numbabn.cuda.availability.find_spec", lambda name: None)
+def test_a_device_array_without_numba_cuda(call, without_numba_cuda):
     message = f"arrays on a CUDA device need numba-cuda, which is not installed: {INSTALL}"
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
         call(DEVICE_ARRAY)
 
 
-def test_moving_a_layer_without_numba_cuda(monkeypatch):
-    monkeypatch.setattr("numbabn.targets._device_operations", None)
-    monkeypatch.setattr("numbabn.cuda.availability.find_spec", lambda name: None)
+def test_moving_a_layer_without_numba_cuda(without_numba_cuda):
     layer = numbabn.BatchNormalization()
     with pytest.raises(RuntimeError, match="which is not installed"):
         layer.to("cuda")

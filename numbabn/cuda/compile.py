@@ -89,7 +89,11 @@ def _integers(count: int) -> Any:
 _BYTES = types.CPointer(types.uint8)
 _DOUBLES = types.CPointer(types.float64)
 _INT, _DOUBLE = types.int64, types.float64
-_CUT, _STEPS, _FOLD = (_integers(n) for n in (partition.FIELDS, masks.STEPS, folds.FIELDS))
+_STEPS = _integers(masks.STEPS)
+_CUT, _FOLD = (
+    types.NamedUniTuple(types.int64, len(each._fields), each)
+    for each in (partition.Partition, folds.Fold)
+)
 
 
 def _compute(dtype: str) -> Any:
@@ -160,7 +164,7 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
         ),
         "given_coefficients": (*parameters, _integers(4), _DOUBLE, _INT, compute),
         "move_statistics": (
-            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _INT, *(compute,) * 5,
+            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _INT, *(compute,) * 10,
         ),
         "given_statistics": (*parameters[:3], _integers(3), _INT, _DOUBLES),
         "merge_statistics": (

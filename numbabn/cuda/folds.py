@@ -4,12 +4,12 @@ A block folds a few channels, each by several threads, which merge the columns a
 the channel in turn and then each other's results, always in the same order.
 
     partial         as in `kernels`
-    fold            6 integers, a `Fold`
+    fold            a `Fold`
     gamma, beta, reference_mean, reference_spread
                     (channels,) parameters, of the dtypes that `kinds` says, see `elements`
     kinds           a kind for each parameter, in the order of the arguments
     limits          rmin, rmax, dmax
-    saved           (SAVED, channels) float64, the rows named in `kernels`
+    saved           (SAVED, channels) float64, the rows named in `channels`
     coefficients    (FORWARD or BACKWARD, channels) COMPUTE
     dgamma, dbeta   (channels,) COMPUTE
 """
@@ -19,15 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import formulas
+from ..channels import COUNT, GAMMA, MEAN, VARIANCE, D, R
 from .elements import ABSENT, parameter
 from .kernels import (
-    COUNT,
     COUNT_ON,
-    GAMMA,
     HIGH,
     LOW,
     M2,
-    MEAN,
     MOMENTS,
     PIVOT,
     PIVOT_DY,
@@ -37,9 +35,6 @@ from .kernels import (
     SUM_DY,
     SUM_DY_X,
     SUMS,
-    VARIANCE,
-    D,
-    R,
 )
 from .partition import Partition
 from .runtime import cuda, device_function
@@ -76,10 +71,6 @@ class Fold(NamedTuple):
     x_bits: int  # log2 of the channels of a block
 
 
-FIELDS = len(Fold._fields)
-SPLITS, COLUMNS, CHANNELS, REPEAT, ITEMS, X_BITS = range(FIELDS)
-
-
 def fold_of(cut: Partition, threads: int) -> tuple[Fold, int]:
     """The fold of a cut's partial results, and its number of blocks."""
     items = cut.splits * (cut.columns // cut.channels if cut.channels else 0)
@@ -100,10 +91,10 @@ def in_two(value, zero):
 @device_function
 def place_of(fold, channel, item, rows):
     """Where a channel's partial result begins: the first of its `rows` rows in `partial`."""
-    split, rest = item % fold[SPLITS], item // fold[SPLITS]
-    joined, repeat = rest // fold[REPEAT], rest % fold[REPEAT]
-    column = (joined * fold[CHANNELS] + channel) * fold[REPEAT] + repeat
-    return split * rows * fold[COLUMNS] + column
+    split, rest = item % fold.splits, item // fold.splits
+    joined, repeat = rest // fold.repeat, rest % fold.repeat
+    column = (joined * fold.channels + channel) * fold.repeat + repeat
+    return split * rows * fold.columns + column
 
 
 @device_function
@@ -124,12 +115,12 @@ def fold_forward(
     means = cuda.shared.array(THREADS, np.float64)
     m2s = cuda.shared.array(THREADS, np.float64)
     thread = cuda.threadIdx.x
-    width = 1 << fold[X_BITS]
-    channels, columns = fold[CHANNELS], fold[COLUMNS]
-    channel = (cuda.blockIdx.x << fold[X_BITS]) + (thread & (width - 1))
+    width = 1 << fold.x_bits
+    channels, columns = fold.channels, fold.columns
+    channel = (cuda.blockIdx.x << fold.x_bits) + (thread & (width - 1))
     count, mean, m2 = 0.0, 0.0, 0.0
     if channel < channels:
-        for item in range(thread >> fold[X_BITS], fold[ITEMS], THREADS >> fold[X_BITS]):
+        for item in range(thread >> fold.x_bits, fold.items, THREADS >> fold.x_bits):
             place = place_of(fold, channel, item, MOMENTS)
             part = np.float64(partial[place + HIGH * columns])
             part += np.float64(partial[place + LOW * columns])
@@ -187,12 +178,12 @@ def fold_backward(partial, fold, saved, training, epsilon, dgamma, dbeta, coeffi
     sums_dy = cuda.shared.array(THREADS, np.float64)
     sums_dy_x = cuda.shared.array(THREADS, np.float64)
     thread = cuda.threadIdx.x
-    width = 1 << fold[X_BITS]
-    channels, columns = fold[CHANNELS], fold[COLUMNS]
-    channel = (cuda.blockIdx.x << fold[X_BITS]) + (thread & (width - 1))
+    width = 1 << fold.x_bits
+    channels, columns = fold.channels, fold.columns
+    channel = (cuda.blockIdx.x << fold.x_bits) + (thread & (width - 1))
     sum_dy, sum_dy_x = 0.0, 0.0
     if channel < channels:
-        for item in range(thread >> fold[X_BITS], fold[ITEMS], THREADS >> fold[X_BITS]):
+        for item in range(thread >> fold.x_bits, fold.items, THREADS >> fold.x_bits):
             place = place_of(fold, channel, item, SUMS)
             sum_dy += np.float64(partial[place + SUM_DY * columns])
             sum_dy_x += np.float64(partial[place + SUM_DY_X * columns])
@@ -240,7 +231,7 @@ def given_coefficients(mean, variance, gamma, beta, kinds, epsilon, channels, co
             parameter_or(beta, kinds[3], channel, 0.0),
             1.0 / stddev, 1.0, 0.0,
         )  # fmt: skip
-        high, low = in_two(parameter(mean, kinds[0], channel), COMPUTE(0))
+        high, low = in_two(parameter_or(mean, kinds[0], channel, 0.0), COMPUTE(0))
         coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
         coefficients[SHIFT * channels + channel] = shift - low * scale
@@ -275,33 +266,38 @@ def renorm_corrections(
 
 
 def move_statistics(
-    saved, epsilon, momentum, renorm_momentum, separate, channels, moving_mean,
-    moving_variance, moving_stddev, renorm_mean, renorm_stddev,
+    saved, epsilon, momentum, renorm_momentum, separate, channels,
+    moving_mean, moving_variance, moving_stddev, renorm_mean, renorm_stddev,
+    moved_mean, moved_variance, moved_stddev, moved_renorm_mean, moved_renorm_stddev,
 ):  # fmt: skip
-    """Move a layer's statistics to the batch's, in place.
+    """Statistics of a layer, moved to the batch's.
 
-    separate            0 where there are no statistics of renorm: the last three are not read
+    separate            0 where there are no statistics of renorm: then three are not read
     moving_mean, ...    (channels,) COMPUTE
+    moved_mean, ...     (channels,) COMPUTE, where they go; may be the same
     """
     channel = cuda.grid(1)
-    # A channel without a single element has nothing to move to.
-    if channel < channels and saved[COUNT * channels + channel] > 0:
-        mean, variance = saved[MEAN * channels + channel], saved[VARIANCE * channels + channel]
-        old = np.float64(moving_mean[channel])
-        moving_mean[channel] = moving_average(old, mean, momentum)
-        if separate == 0:
-            old = np.float64(moving_variance[channel])
-            moving_variance[channel] = moving_average(old, variance, momentum)
-        else:
-            stddev = standard_deviation(variance, epsilon)
-            old = np.float64(moving_stddev[channel])
-            moved = moving_average(old, stddev, momentum)
-            moving_stddev[channel] = moved
-            moving_variance[channel] = variance_from_stddev(moved, epsilon)
-            old = np.float64(renorm_mean[channel])
-            renorm_mean[channel] = moving_average(old, mean, renorm_momentum)
-            old = np.float64(renorm_stddev[channel])
-            renorm_stddev[channel] = moving_average(old, stddev, renorm_momentum)
+    if channel >= channels:
+        return
+    mean, variance = saved[MEAN * channels + channel], saved[VARIANCE * channels + channel]
+    # A channel without a single element has nothing to move to: it keeps all of its values.
+    moves = saved[COUNT * channels + channel] > 0
+    share = momentum if moves else 1.0
+    renorm_share = renorm_momentum if moves else 1.0
+    moved_mean[channel] = moving_average(np.float64(moving_mean[channel]), mean, share)
+    if separate == 0:
+        old = np.float64(moving_variance[channel])
+        moved_variance[channel] = moving_average(old, variance, share)
+        return
+    stddev = standard_deviation(variance, epsilon)
+    moved = moving_average(np.float64(moving_stddev[channel]), stddev, share)
+    moved_stddev[channel] = moved
+    old = np.float64(moving_variance[channel])
+    moved_variance[channel] = variance_from_stddev(moved, epsilon) if moves else old
+    old = np.float64(renorm_mean[channel])
+    moved_renorm_mean[channel] = moving_average(old, mean, renorm_share)
+    old = np.float64(renorm_stddev[channel])
+    moved_renorm_stddev[channel] = moving_average(old, stddev, renorm_share)
 
 
 def merge_statistics(

@@ -29,9 +29,9 @@ and these are the arguments that kernels share:
     x, dy, out      (total,) float32, float64, uint16 (float16) or int16 (bfloat16)
     on              (n,) uint8, the mask
     steps           18 integers, see `masks`
-    cut             19 integers, a `Partition`
+    cut             a `Partition`
     partial         (splits, MOMENTS or SUMS, columns) COMPUTE
-    saved           (SAVED, channels) float64, the rows named below
+    saved           (SAVED, channels) float64, the rows named in `channels`
     coefficients    (FORWARD or BACKWARD, channels) COMPUTE
 """
 
@@ -39,28 +39,9 @@ from typing import Any
 
 import numpy as np
 
+from ..channels import MEAN
 from . import elements
 from .masks import CHANNEL, ELEMENT, INNER, NONE, OUTER, ROW, offset
-from .partition import (
-    BY_ROWS,
-    CARRY,
-    CHANNELS,
-    COLUMNS,
-    POSITIONS,
-    REPEAT,
-    RUN,
-    RUN_STEP,
-    SPLIT,
-    STEP,
-    STEP_INNER,
-    STEP_RUNS,
-    TILES,
-    TOTAL,
-    VECTOR_STEP,
-    VECTORS,
-    X_BITS,
-    Y_BITS,
-)
 from .runtime import cuda, device_function
 
 # What `compile` binds; these values are for readers only.
@@ -79,9 +60,6 @@ COUNT_ON, HIGH, LOW, M2 = range(4)
 MOMENTS = 4
 SUM_DY, SUM_DY_X = range(2)
 SUMS = 2
-# Rows of `saved`, as on the CPU.
-COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
-SAVED = 6
 # Rows of `coefficients`: the first three always, the others in a backward. What rounding leaves
 # of the means, a low part, is in SHIFT: it is the same for every element of a channel.
 PIVOT, SCALE, SHIFT = range(3)
@@ -96,9 +74,9 @@ BACKWARD = 5
 @device_function
 def lanes_of(cut, thread):
     """Which vector of its block, and which position, a thread begins with."""
-    if cut[BY_ROWS] != 0:
-        return thread & ((1 << cut[X_BITS]) - 1), thread >> cut[X_BITS]
-    return thread >> cut[Y_BITS], thread & ((1 << cut[Y_BITS]) - 1)
+    if cut.by_rows != 0:
+        return thread & ((1 << cut.x_bits) - 1), thread >> cut.x_bits
+    return thread >> cut.y_bits, thread & ((1 << cut.y_bits) - 1)
 
 
 @device_function
@@ -106,33 +84,33 @@ def start_of(cut, block, thread):
     """A thread's vector, and its half-open range of positions."""
     x, y = lanes_of(cut, thread)
     # 32 bits: a division of 64 takes a hundred instructions.
-    split = np.int64(np.uint32(block) // np.uint32(cut[TILES]))
-    vector = (block - split * cut[TILES] << cut[X_BITS]) + x
-    first = split * cut[SPLIT]
-    last = min(first + cut[SPLIT], cut[POSITIONS])
+    split = np.int64(np.uint32(block) // np.uint32(cut.tiles))
+    vector = (block - split * cut.tiles << cut.x_bits) + x
+    first = split * cut.split
+    last = min(first + cut.split, cut.positions)
     # A lane beyond the last vector has no positions.
-    return vector, first + y, last if vector < cut[VECTORS] else 0
+    return vector, first + y, last if vector < cut.vectors else 0
 
 
 @device_function
 def address_of(cut, vector, position, width):
     """The run, the place in it, and the address of a position."""
     run, inner = position, 0
-    if cut[RUN] > 1:
-        run, inner = position // cut[RUN], position % cut[RUN]
-    return run, inner, run * cut[RUN_STEP] + inner * width + vector * cut[VECTOR_STEP]
+    if cut.run > 1:
+        run, inner = position // cut.run, position % cut.run
+    return run, inner, run * cut.run_step + inner * width + vector * cut.vector_step
 
 
 @device_function
 def advance(cut, run, inner, address):
     """The same for a thread's next position."""
-    run += cut[STEP_RUNS]
-    inner += cut[STEP_INNER]
-    address += cut[STEP]
-    if inner >= cut[RUN]:
-        inner -= cut[RUN]
+    run += cut.step_runs
+    inner += cut.step_inner
+    address += cut.step
+    if inner >= cut.run:
+        inner -= cut.run
         run += 1
-        address += cut[CARRY]
+        address += cut.carry
     return run, inner, address
 
 
@@ -140,12 +118,12 @@ def advance(cut, run, inner, address):
 def channel_of(cut, column):
     """The channel of a column; columns beyond the last have one too, and no part in it."""
     channel = column
-    if cut[REPEAT] > 1:
+    if cut.repeat > 1:
         # The partition sees to it that 32 bits are enough.
-        channel = np.int64(np.uint32(column) // np.uint32(cut[REPEAT]))
+        channel = np.int64(np.uint32(column) // np.uint32(cut.repeat))
     # Rows that are joined have every channel a few times.
-    while channel >= cut[CHANNELS]:
-        channel -= cut[CHANNELS]
+    while channel >= cut.channels:
+        channel -= cut.channels
     return channel
 
 
@@ -153,8 +131,8 @@ def channel_of(cut, column):
 def mask_start(cut, steps, column):
     """The steps in `on` to a column: to its channel, and by rows to its place in a run too."""
     start = offset(steps, CHANNEL, channel_of(cut, column))
-    if cut[BY_ROWS] != 0:
-        start += offset(steps, INNER, column % cut[REPEAT])
+    if cut.by_rows != 0:
+        start += offset(steps, INNER, column % cut.repeat)
     return start
 
 
@@ -162,7 +140,7 @@ def mask_start(cut, steps, column):
 def is_on(cut, on, steps, start, run, element):
     """Whether an element is on; start: of its column, element: of its run, by runs."""
     place = start + offset(steps, OUTER, run)
-    if cut[BY_ROWS] == 0:
+    if cut.by_rows == 0:
         place += offset(steps, INNER, element)
     return on[place] != 0
 
@@ -260,14 +238,14 @@ def statistics(x, on, steps, cut, partial):
     if MASK == ELEMENT:
         for column in range(LANES):
             starts[column] = mask_start(cut, steps, vector * LANES + column)
-    height = 1 << cut[Y_BITS]
+    height = 1 << cut.y_bits
     while position < last:
         # The rule, and then the compiler knows what counts.
         whole = MASK == NONE and position + (CHUNK - 1) * height < last
-        whole = whole and address + (CHUNK - 1) * cut[STEP] < cut[TOTAL]
+        whole = whole and address + (CHUNK - 1) * cut.step < cut.total
         for k in range(CHUNK):
             # Rows that are joined leave the last one short.
-            there = position + k * height < last and address < cut[TOTAL]
+            there = position + k * height < last and address < cut.total
             if MASK == ROW and there:
                 there = on[offset(steps, OUTER, run)] != 0
             any_on = there and MASK != ELEMENT
@@ -291,8 +269,8 @@ def statistics(x, on, steps, cut, partial):
     shared_low = cuda.shared.array(SHARED, COMPUTE)
     shared_m2 = cuda.shared.array(SHARED, COMPUTE)
     x_lane, y_lane = lanes_of(cut, thread)
-    width = 1 << cut[X_BITS]
-    mine = (y_lane << cut[X_BITS]) + x_lane
+    width = 1 << cut.x_bits
+    mine = (y_lane << cut.x_bits) + x_lane
     for column in range(LANES):
         shared_number[column * THREADS + mine] = number[column % NUMBERS]
         shared_high[column * THREADS + mine] = high[column]
@@ -310,15 +288,15 @@ def statistics(x, on, steps, cut, partial):
         cuda.syncthreads()
         half //= 2
     if y_lane == 0:
-        row = block // cut[TILES] * MOMENTS * cut[COLUMNS]
+        row = block // cut.tiles * MOMENTS * cut.columns
         for lane in range(LANES):
             column = vector * LANES + lane
-            if column < cut[COLUMNS]:
+            if column < cut.columns:
                 place = lane * THREADS + mine
-                partial[row + COUNT_ON * cut[COLUMNS] + column] = shared_number[place]
-                partial[row + HIGH * cut[COLUMNS] + column] = shared_high[place]
-                partial[row + LOW * cut[COLUMNS] + column] = shared_low[place]
-                partial[row + M2 * cut[COLUMNS] + column] = shared_m2[place]
+                partial[row + COUNT_ON * cut.columns + column] = shared_number[place]
+                partial[row + HIGH * cut.columns + column] = shared_high[place]
+                partial[row + LOW * cut.columns + column] = shared_low[place]
+                partial[row + M2 * cut.columns + column] = shared_m2[place]
 
 
 def gradient_sums(dy, x, saved, cut, partial):
@@ -339,13 +317,13 @@ def gradient_sums(dy, x, saved, cut, partial):
     vector, position, last = start_of(cut, block, thread)
     run, inner, address = address_of(cut, vector, position, VECTOR)
     for column in range(LANES):
-        mean = saved[MEAN * cut[CHANNELS] + channel_of(cut, vector * LANES + column)]
+        mean = saved[MEAN * cut.channels + channel_of(cut, vector * LANES + column)]
         pivot[column] = COMPUTE(mean)
         sum_dy[column], sum_dy_x[column] = zero, zero
-    height = 1 << cut[Y_BITS]
+    height = 1 << cut.y_bits
     while position < last:
         for k in range(CHUNK):
-            there[k] = position + k * height < last and address < cut[TOTAL]
+            there[k] = position + k * height < last and address < cut.total
             if there[k]:
                 load(dy, address, gradients, k * VECTOR)
                 load(x, address, values, k * VECTOR)
@@ -368,8 +346,8 @@ def gradient_sums(dy, x, saved, cut, partial):
     shared_dy = cuda.shared.array(SHARED, COMPUTE)
     shared_dy_x = cuda.shared.array(SHARED, COMPUTE)
     x_lane, y_lane = lanes_of(cut, thread)
-    width = 1 << cut[X_BITS]
-    mine = (y_lane << cut[X_BITS]) + x_lane
+    width = 1 << cut.x_bits
+    mine = (y_lane << cut.x_bits) + x_lane
     for column in range(LANES):
         shared_dy[column * THREADS + mine] = sum_dy[column]
         shared_dy_x[column * THREADS + mine] = sum_dy_x[column]
@@ -384,13 +362,13 @@ def gradient_sums(dy, x, saved, cut, partial):
         cuda.syncthreads()
         half //= 2
     if y_lane == 0:
-        row = block // cut[TILES] * SUMS * cut[COLUMNS]
+        row = block // cut.tiles * SUMS * cut.columns
         for lane in range(LANES):
             column = vector * LANES + lane
-            if column < cut[COLUMNS]:
+            if column < cut.columns:
                 place = lane * THREADS + mine
-                partial[row + SUM_DY * cut[COLUMNS] + column] = shared_dy[place]
-                partial[row + SUM_DY_X * cut[COLUMNS] + column] = shared_dy_x[place]
+                partial[row + SUM_DY * cut.columns + column] = shared_dy[place]
+                partial[row + SUM_DY_X * cut.columns + column] = shared_dy_x[place]
 
 
 # Applying
@@ -407,14 +385,14 @@ def normalize(x, coefficients, cut, out):
     run, inner, address = address_of(cut, vector, position, VECTOR)
     for column in range(LANES):
         channel = channel_of(cut, vector * LANES + column)
-        pivot[column] = coefficients[PIVOT * cut[CHANNELS] + channel]
-        scale[column] = coefficients[SCALE * cut[CHANNELS] + channel]
-        shift[column] = coefficients[SHIFT * cut[CHANNELS] + channel]
-    height = 1 << cut[Y_BITS]
+        pivot[column] = coefficients[PIVOT * cut.channels + channel]
+        scale[column] = coefficients[SCALE * cut.channels + channel]
+        shift[column] = coefficients[SHIFT * cut.channels + channel]
+    height = 1 << cut.y_bits
     addresses = cuda.local.array(CHUNK, np.int64)
     while position < last:
         for k in range(CHUNK):
-            there = position + k * height < last and address < cut[TOTAL]
+            there = position + k * height < last and address < cut.total
             addresses[k] = address if there else -1
             if there:
                 load(x, address, values, k * VECTOR)
@@ -444,20 +422,20 @@ def gradient(dy, x, on, steps, coefficients, cut, out):
     run, inner, address = address_of(cut, vector, position, VECTOR)
     for column in range(LANES):
         channel = channel_of(cut, vector * LANES + column)
-        pivot[column] = coefficients[PIVOT * cut[CHANNELS] + channel]
-        scale[column] = coefficients[SCALE * cut[CHANNELS] + channel]
-        shift[column] = coefficients[SHIFT * cut[CHANNELS] + channel]
-        pivot_dy[column] = coefficients[PIVOT_DY * cut[CHANNELS] + channel]
-        slope[column] = coefficients[SLOPE * cut[CHANNELS] + channel]
+        pivot[column] = coefficients[PIVOT * cut.channels + channel]
+        scale[column] = coefficients[SCALE * cut.channels + channel]
+        shift[column] = coefficients[SHIFT * cut.channels + channel]
+        pivot_dy[column] = coefficients[PIVOT_DY * cut.channels + channel]
+        slope[column] = coefficients[SLOPE * cut.channels + channel]
         if MASK == ELEMENT:
             starts[column] = mask_start(cut, steps, vector * LANES + column)
-    height = 1 << cut[Y_BITS]
+    height = 1 << cut.y_bits
     addresses = cuda.local.array(CHUNK, np.int64)
     runs = cuda.local.array(CHUNK, np.int64)
     inners = cuda.local.array(CHUNK, np.int64)
     while position < last:
         for k in range(CHUNK):
-            there = position + k * height < last and address < cut[TOTAL]
+            there = position + k * height < last and address < cut.total
             addresses[k], runs[k], inners[k] = address if there else -1, run, inner
             if there:
                 load(dy, address, gradients, k * VECTOR)

@@ -1,64 +1,62 @@
 """The launchers: which kernels, how many blocks, what scratch.
 
-The names and arguments are those of `numbabn.cpu.launch`, with one difference: every result is
-memory that the caller gives. All arguments are `device.DeviceArray`s.
+INTERFACE
 
-    x, dy, out              in canonical form, (outer, channels, inner), contiguous
-    mask                    a `DeviceMask`, or None
-    gamma, beta             (channels,) of any float, or None for 1 and 0
-    mean, variance          (channels,) of any float
-    reference               a `Reference`, or None
-    saved                   (6, channels) float64: count, mean, variance, r, d, gamma
-    dgamma, dbeta           (channels,) float32, or float64 where x is
-
-Everything goes to the stream of `x`, and nothing waits for it. Scratch comes from the library
-of `x`, whose allocator hands memory on in the order of that stream, and lives as long as the
-call: CUDA graphs can be captured, and calls on two streams share nothing.
+Arrays are `DeviceArray`s. Everything goes to the stream of `x`, and nothing waits for it. Scratch
+comes from the library of `x`, whose allocator hands memory on in the order of that stream, and
+lives as long as the call: CUDA graphs can be captured, and calls on two streams share nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+from ..arrays.device import FLOAT32, FLOAT64, DeviceArray
+from ..channels import DBETA, DGAMMA, GAMMA, VARIANCE, Moving, Parameters, Reference
+from ..layout import Layout
 from . import compile, copies, elements, folds, kernels, masks
-from .device import FLOAT32, FLOAT64, DeviceArray, argument, launch, on
+from .masks import Mask
 from .partition import Partition, partition
+from .runtime import on
+from .submit import argument, launch
+
+_NO_PARAMETERS = Parameters(None, None)
 
 
-class DeviceMask(NamedTuple):
-    """A mask as kernels read it: bytes, and how they are found; see `masks`."""
-
-    memory: DeviceArray
-    steps: tuple[int, ...]
-
-    @property
-    def by_position(self) -> bool:
-        """Whether it is the same all along a channel axis and a run."""
-        channel = self.steps[masks.CHANNEL + masks.AXES : masks.INNER]
-        return not any(channel) and not any(self.steps[masks.INNER + masks.AXES :])
-
-
-class Reference(NamedTuple):
-    """What a forward corrects against."""
-
-    mean: DeviceArray
-    spread: DeviceArray
-    kind: int  # folds.BY_STDDEV or folds.BY_VARIANCE
-    limits: tuple[float, float, float]
+def mask_of(on: DeviceArray, layout: Layout) -> Mask:
+    """A mask as kernels read it: where it is, or by way of bytes that lie closer."""
+    if any(step < 0 for step in on.strides):
+        on = _marked(on, on.shape, on.strides)
+    steps = masks.steps_of(on, layout)
+    if steps is None:
+        # Too many axes that are broadcast in turn: one byte for every element.
+        broadcast = tuple(
+            0 if size == 1 else step for size, step in zip(on.shape, on.strides, strict=True)
+        )
+        on = _marked(on, layout.shape, broadcast)
+        steps = masks.steps_of(on, layout)
+    assert steps is not None  # one byte for every element has one axis in each group
+    return Mask(on, steps)
 
 
-def statistics(x: DeviceArray, mask: DeviceMask | None, saved: DeviceArray) -> None:
+def _marked(source: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
+    target = source.library.empty(shape, "uint8", source)
+    mark(source._replace(shape=shape, strides=strides), target)
+    return target
+
+
+def statistics(x: DeviceArray, mask: Mask | None, saved: DeviceArray) -> None:
     """Fill `saved`, whose first rows are count, mean and variance."""
-    forward(x, mask, None, None, 1.0, None, None, saved)
+    forward(x, mask, _NO_PARAMETERS, 1.0, None, None, None, saved)
 
 
 def forward(
     x: DeviceArray,
-    mask: DeviceMask | None,
-    gamma: DeviceArray | None,
-    beta: DeviceArray | None,
+    mask: Mask | None,
+    parameters: Parameters,
     epsilon: float,
     reference: Reference | None,
+    moving: Moving | None,
     out: DeviceArray | None,
     saved: DeviceArray,
 ) -> None:
@@ -71,21 +69,24 @@ def forward(
         )
         _launch_elements(
             "statistics", layout, kind, cut, x,
-            (argument(x), argument(mask and mask.memory), _steps(mask), cut, partial),
+            (argument(x), argument(mask and mask.on), _steps(mask), cut, partial),
         )  # fmt: skip
         fold, blocks = folds.fold_of(cut, compile.FOLD_THREADS)
         mean = spread = None
         way, limits = folds.PLAIN, (0.0, 0.0, 0.0)
         if reference is not None:
-            mean, spread, way, limits = reference
+            mean, spread, is_variance, limits = reference
+            way = folds.BY_VARIANCE if is_variance else folds.BY_STDDEV
+        given = (*parameters, mean, spread)
         _launch_channels(
             "fold_forward", x, blocks,
             (
-                partial, fold, argument(gamma), argument(beta), argument(mean), argument(spread),
-                _kinds(gamma, beta, mean, spread), way, epsilon, *limits, argument(saved),
-                coefficients,
+                partial, fold, *map(argument, given), _kinds(*given), way, epsilon, *limits,
+                argument(saved), coefficients,
             ),
         )  # fmt: skip
+        if moving is not None:
+            _move(saved, epsilon, moving)
         if out is not None:
             _apply(x, coefficients, out)
 
@@ -94,42 +95,65 @@ def normalize(
     x: DeviceArray,
     mean: DeviceArray,
     variance: DeviceArray,
-    gamma: DeviceArray | None,
-    beta: DeviceArray | None,
+    parameters: Parameters,
     epsilon: float,
     out: DeviceArray,
 ) -> None:
     """Normalize `x` by statistics that are given, into `out`."""
-    channels = x.shape[1]
     with on(x.device):
-        _, coefficients, _memory = _scratch(x, 0, kernels.FORWARD * channels)
+        _normalize(x, (mean, variance, *parameters), epsilon, out)
+
+
+def _normalize(
+    x: DeviceArray, given: tuple[DeviceArray | None, ...], epsilon: float, out: DeviceArray
+) -> None:
+    """given: mean, variance, gamma and beta; None for 0, 1 and 0 where it may be missing"""
+    channels = x.shape[1]
+    _, coefficients, _memory = _scratch(x, 0, kernels.FORWARD * channels)
+    _launch_channels(
+        "given_coefficients", x, _blocks(channels),
+        (*map(argument, given), _kinds(*given), epsilon, channels, coefficients),
+    )  # fmt: skip
+    _apply(x, coefficients, out)
+
+
+def constants(
+    mean: DeviceArray, variance: DeviceArray, gamma: DeviceArray | None, saved: DeviceArray
+) -> None:
+    """Fill `saved` as a forward would have whose statistics are these, and no renorm."""
+    channels = saved.shape[1]
+    given = (mean, variance, gamma)
+    with on(saved.device):
         _launch_channels(
-            "given_coefficients", x, _blocks(channels),
-            (
-                argument(mean), argument(variance), argument(gamma), argument(beta),
-                _kinds(mean, variance, gamma, beta), epsilon, channels, coefficients,
-            ),
+            "given_statistics", saved, _blocks(channels),
+            (*map(argument, given), _kinds(*given), channels, argument(saved)),
         )  # fmt: skip
-        _apply(x, coefficients, out)
 
 
 def backward(
     dy: DeviceArray,
     x: DeviceArray,
     saved: DeviceArray,
+    mask: Mask | None,
     epsilon: float,
-    mask: DeviceMask | None,
     training: bool,
     out: DeviceArray | None,
-    dgamma: DeviceArray,
-    dbeta: DeviceArray,
+    gradients: DeviceArray | None,
 ) -> None:
-    """The gradient of `x` into `out`, or nowhere if None; fills `dgamma` and `dbeta`.
+    """The gradient of `x` into `out`, or nowhere if None; fills `gradients`.
 
     training: False where the statistics were constants, and `mask` plays no part
     """
-    channels = x.shape[1]
     with on(x.device):
+        if gradients is None and out is not None:
+            # dx = gamma · rstd · dy: no sum over the batch, and x is not read.
+            _normalize(
+                dy._replace(stream=x.stream),
+                (None, _row(saved, VARIANCE), _row(saved, GAMMA), None), epsilon, out,
+            )  # fmt: skip
+        if gradients is None:
+            return
+        channels = x.shape[1]
         cut, layout, _ = _cut(None, dy, x)
         partial, coefficients, _memory = _scratch(
             x, cut.splits * kernels.SUMS * cut.columns, kernels.BACKWARD * channels
@@ -142,8 +166,8 @@ def backward(
         _launch_channels(
             "fold_backward", x, blocks,
             (
-                partial, fold, argument(saved), int(training), epsilon, argument(dgamma),
-                argument(dbeta), coefficients,
+                partial, fold, argument(saved), int(training), epsilon,
+                argument(_row(gradients, DGAMMA)), argument(_row(gradients, DBETA)), coefficients,
             ),
         )  # fmt: skip
         if out is None:
@@ -156,7 +180,7 @@ def backward(
         _launch_elements(
             "gradient", layout, kind, cut, x,
             (
-                argument(dy), argument(x), argument(mask and mask.memory), _steps(mask),
+                argument(dy), argument(x), argument(mask and mask.on), _steps(mask),
                 coefficients, cut, argument(out),
             ),
         )  # fmt: skip
@@ -169,77 +193,63 @@ def _apply(x: DeviceArray, coefficients: Any, out: DeviceArray) -> None:
     )
 
 
-def given_statistics(
-    mean: DeviceArray, variance: DeviceArray, gamma: DeviceArray | None, saved: DeviceArray
-) -> None:
-    """Fill `saved` as a forward would have whose statistics are these, and no renorm."""
+def _row(table: DeviceArray, index: int) -> DeviceArray:
+    channels = table.shape[1]
+    return table.part(index * channels, (channels,))
+
+
+def _move(saved: DeviceArray, epsilon: float, moving: Moving) -> None:
+    """Move statistics to the batch's."""
     channels = saved.shape[1]
-    parameters = (argument(mean), argument(variance), argument(gamma))
-    with on(mean.device):
-        _launch_channels(
-            "given_statistics", saved, _blocks(channels),
-            (*parameters, _kinds(mean, variance, gamma), channels, argument(saved)),
-        )  # fmt: skip
+    dtype = moving.statistics[0].dtype.name
+    separate = moving.renorm_momentum is not None
+    # The kernel leaves alone what is not there.
+    missing = () if separate else (None, None, None)
+    old, new = (
+        tuple(argument(each, dtype) for each in (*given, *missing))
+        for given in (moving.statistics, moving.moved)
+    )
+    variant = compile.channel_kernel("move_statistics", dtype)
+    arguments = (
+        argument(saved), epsilon, moving.momentum, moving.renorm_momentum or 0.0, int(separate),
+        channels, *old, *new,
+    )  # fmt: skip
+    launch(variant, _blocks(channels), saved, arguments)
 
 
 def renorm_correction(
     mean: DeviceArray,
     variance: DeviceArray,
-    epsilon: float,
     reference: Reference,
-    r: DeviceArray,
-    d: DeviceArray,
+    epsilon: float,
+    corrections: DeviceArray,
 ) -> None:
-    """Fill `r` and `d`, (n,) float64."""
-    parameters = (mean, variance, reference.mean, reference.spread)
+    """Fill `corrections`, (2, n) float64: `r` and `d`."""
+    given = (mean, variance, reference.mean, reference.spread)
     with on(mean.device):
         _launch_channels(
-            "renorm_corrections", r, _blocks(r.size),
+            "renorm_corrections", corrections, _blocks(mean.size),
             (
-                *map(argument, parameters), _kinds(*parameters), epsilon, *reference.limits,
-                r.size, argument(r), argument(d),
+                *map(argument, given), _kinds(*given), epsilon, *reference.limits, mean.size,
+                argument(_row(corrections, 0)), argument(_row(corrections, 1)),
             ),
         )  # fmt: skip
 
 
-def merge_statistics(parameters: tuple[DeviceArray, ...], merged: DeviceArray) -> None:
-    """Fill `merged`, (3, channels) float64, from two counts, means and variances."""
+def merge_statistics(
+    one: tuple[DeviceArray, ...], other: tuple[DeviceArray, ...], merged: DeviceArray
+) -> None:
+    """Fill `merged`, (3, n) float64, from two counts, means and variances."""
+    given = (*one, *other)
     channels = merged.shape[1]
     with on(merged.device):
         _launch_channels(
             "merge_statistics", merged, _blocks(channels),
             (
-                *map(argument, parameters), _kinds(*parameters), channels,
-                *(argument(part(merged, row * channels, channels)) for row in range(3)),
+                *map(argument, given), _kinds(*given), channels,
+                *(argument(_row(merged, row)) for row in range(3)),
             ),
         )  # fmt: skip
-
-
-def move_statistics(
-    saved: DeviceArray,
-    epsilon: float,
-    momentum: float,
-    renorm_momentum: float | None,
-    moving: tuple[DeviceArray, ...],
-) -> None:
-    """Move statistics to the batch's, in place.
-
-    renorm_momentum: None where there is nothing but the mean and the variance
-    moving: mean and variance, and with renorm stddev, renorm mean and renorm stddev; (channels,)
-        of one dtype, float32 or float64
-    """
-    channels = saved.shape[1]
-    separate = renorm_momentum is not None
-    # The kernel leaves alone what is not there.
-    all_five = moving if separate else (*moving, None, None, None)
-    memory = [argument(each, moving[0].dtype.name) for each in all_five]
-    with on(saved.device):
-        variant = compile.channel_kernel("move_statistics", moving[0].dtype.name)
-        arguments = (
-            argument(saved), epsilon, momentum, renorm_momentum if separate else 0.0,
-            int(separate), channels, *memory,
-        )  # fmt: skip
-        launch(variant, _blocks(channels), saved, arguments)
 
 
 def copy(source: DeviceArray, target: DeviceArray) -> None:
@@ -247,7 +257,7 @@ def copy(source: DeviceArray, target: DeviceArray) -> None:
     _copy("copy", source, target, ())
 
 
-def mask_bytes(source: DeviceArray, target: DeviceArray) -> None:
+def mark(source: DeviceArray, target: DeviceArray) -> None:
     """target[...] = (source != 0), as uint8."""
     is_integer = source.dtype.kind in "biu"
     keep = -1 if is_integer else (1 << 8 * source.itemsize - 1) - 1
@@ -302,13 +312,7 @@ def _common_axes(source: DeviceArray, target: DeviceArray) -> tuple[tuple[int, .
     return tuple(zip(*merged, strict=True)) if merged else ((), (), ())
 
 
-def part(memory: DeviceArray, first: int, count: int) -> DeviceArray:
-    """Some of the elements of contiguous memory."""
-    size = memory.dtype.itemsize
-    return memory._replace(address=memory.address + first * size, shape=(count,), strides=(size,))
-
-
-def _cut(mask: DeviceMask | None, *arrays: DeviceArray) -> tuple[Partition, str, str]:
+def _cut(mask: Mask | None, *arrays: DeviceArray) -> tuple[Partition, str, str]:
     """How the arrays are cut, and the variant's layout and kind of mask."""
     outer, channels, inner = arrays[0].shape
     aligned = not any(array.address % elements.VECTOR_BYTES for array in arrays)
@@ -329,15 +333,15 @@ def _scratch(x: DeviceArray, partial: int, coefficients: int) -> tuple[Any, Any,
     hand the memory on, to work that comes later on the stream.
     """
     dtype = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
-    memory = x.library.describe(x.library.empty((partial + coefficients,), (1,), dtype, x))
+    memory = x.library.empty((partial + coefficients,), dtype, x)
     return (
-        argument(part(memory, 0, partial)),
-        argument(part(memory, partial, coefficients)),
+        argument(memory.part(0, (partial,))),
+        argument(memory.part(partial, (coefficients,))),
         memory.owner,
     )
 
 
-def _steps(mask: DeviceMask | None) -> tuple[int, ...]:
+def _steps(mask: Mask | None) -> tuple[int, ...]:
     return (0,) * masks.STEPS if mask is None else mask.steps
 
 

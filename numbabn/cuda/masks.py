@@ -11,8 +11,15 @@ filled up with axes of size 1 in front:
     steps   (18,) int: sizes and steps of the outer axes, of the channel axes, of the inner axes
 """
 
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
 import numpy as np
 
+from ..arrays.device import DeviceArray
+from ..layout import Layout, mask_axes
 from .runtime import device_function
 
 NONE, ROW, ELEMENT = range(3)
@@ -21,6 +28,32 @@ AXES = 3
 MOST_POSITIONS = 1 << 32
 STEPS = 6 * AXES
 OUTER, CHANNEL, INNER = 0, 2 * AXES, 4 * AXES
+
+
+class Mask(NamedTuple):
+    """A mask as kernels read it: bytes, and how they are found."""
+
+    on: DeviceArray
+    steps: tuple[int, ...]
+
+    @property
+    def by_position(self) -> bool:
+        """Whether it is the same all along a channel axis and a run."""
+        channel = self.steps[CHANNEL + AXES : INNER]
+        return not any(channel) and not any(self.steps[INNER + AXES :])
+
+
+def steps_of(on: DeviceArray, layout: Layout) -> tuple[int, ...] | None:
+    """How the bytes of a mask are found; None where a group has more axes, or longer ones, than
+    kernels take."""
+    flat: list[int] = []
+    ordered = on.transpose(layout.order)
+    for sizes, strides in mask_axes(ordered.shape, ordered.strides, layout):
+        fill = AXES - len(sizes)
+        if fill < 0 or (len(sizes) > 1 and prod(sizes) > MOST_POSITIONS):
+            return None
+        flat += [*[1] * fill, *sizes, *[0] * fill, *strides]
+    return tuple(flat)
 
 
 @device_function

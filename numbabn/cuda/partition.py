@@ -61,13 +61,6 @@ class Partition(NamedTuple):
     by_rows: int
 
 
-FIELDS = len(Partition._fields)
-(
-    TOTAL, CHANNELS, COLUMNS, REPEAT, VECTORS, VECTOR_STEP, POSITIONS, RUN, RUN_STEP,
-    STEP, CARRY, STEP_RUNS, STEP_INNER, SPLIT, SPLITS, TILES, X_BITS, Y_BITS, BY_ROWS,
-) = range(FIELDS)  # fmt: skip
-
-
 @lru_cache(maxsize=4096)
 def partition(
     outer: int,

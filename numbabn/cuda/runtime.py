@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +44,21 @@ def _import() -> ModuleType:
 
 
 cuda: Any = _import()
+
+
+@lru_cache(maxsize=1)
+def device_count() -> int:
+    """How many devices there are."""
+    return 1 if SIMULATED else len(cuda.gpus)
+
+
+def on(device: int) -> AbstractContextManager[Any]:
+    """The context in which launches and allocations go to `device`."""
+    if device_count() == 1:
+        # The only context there can be: found without being named.
+        return nullcontext()
+    context: AbstractContextManager[Any] = cuda.gpus[device]
+    return context
 
 
 def device_function(function: Any) -> Any:

@@ -30,6 +30,6 @@ def pytest_configure(config):
         # computes in silence: NaN and inf that a caller passed.
         for text in ("invalid value", "overflow", "divide by zero"):
             config.addinivalue_line("filterwarnings", f"ignore:{text} encountered:RuntimeWarning")
-    from numbabn.targets import device_operations
+    from numbabn import targets
 
-    device_operations()
+    targets.cuda()

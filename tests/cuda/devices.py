@@ -9,12 +9,17 @@ from numba import cuda
 
 import numbabn
 from arrays import assert_results
-from numbabn.cuda.arguments import describe
+from numbabn.targets import library_of
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ON_HARDWARE = os.environ["NUMBABN_CUDA"] == "device"
 # "plain" has nothing but the array interface. In simulation there are no other libraries.
 LIBRARIES = ["numba", "plain", "cupy", "torch"] if ON_HARDWARE else ["numba", "plain"]
+
+
+def describe(array, name):
+    """What is known of an array on the device."""
+    return library_of(array).describe(array, name)
 
 
 class Plain:

@@ -18,7 +18,7 @@ from arrays import (
     strided,
 )
 from devices import LIBRARIES, ON_HARDWARE, assert_agrees, get, on_device, put, strides_of
-from numbabn.functional import backward_from_values
+from numbabn.functional import backward_from_saved
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = DTYPES
 
@@ -219,7 +219,7 @@ def test_backward_from_plain_arrays(axis, memory, training):
     arguments, dy = on_device(case, "numba"), put(case.dy, "numba")
     _, saved = numbabn.batch_norm_forward(**arguments)
     x, mask = arguments["x"], arguments["mask"]
-    result = backward_from_values(
+    result = backward_from_saved(
         dy, x, saved.values, axis=axis, mask=mask, epsilon=1e-3, training=training
     )
     if training:

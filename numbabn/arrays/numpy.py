@@ -1,0 +1,164 @@
+"""NumPy's arrays: they describe themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import check_shape_of_mean, float_name
+from . import Library, Place, is_on_device
+
+_PARAMETERS = frozenset(map(np.dtype, ("float32", "float64")))
+
+
+class NumPy(Library):
+    """See :class:`Library`."""
+
+    name, where = "numpy", "in NumPy"
+    moves_in_place = False
+
+    def describe(self, array: Any, name: str, like: Any = None) -> NDArray[Any]:
+        if not isinstance(array, np.ndarray):
+            _refuse_device(array, name)
+            raise TypeError(
+                f"{name} must be a NumPy array or an array on a CUDA device, "
+                f"got {type(array).__name__}"
+            )
+        # MaskedArray is an ndarray; to go on without its mask would be silently wrong.
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} must not be a masked array: pass {name}.data, and mask=~{name}.mask "
+                "(True is on)"
+            )
+        return array
+
+    def out(self, array: Any, like: Any) -> NDArray[Any]:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"out must be a NumPy array, got {type(array).__name__}")
+        return array
+
+    def is_writable(self, described: Any) -> bool:
+        return bool(described.flags.writeable)
+
+    def parameter(self, values: Any, name: str, like: Any) -> NDArray[Any]:
+        # A copy unless the array is as plain as most are: compiled code knows no others.
+        array = values if type(values) is np.ndarray else _host_array(values, name)
+        if array.dtype in _PARAMETERS:
+            return array if array.flags.carray else array.copy()
+        if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
+            raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
+        return array.astype(np.float64)
+
+    def reals(self, values: Any, name: str, like: Any) -> NDArray[np.float64]:
+        array = self.parameter(values, name, like)
+        if like is not None:
+            check_shape_of_mean(array.shape, name, like.shape)
+        return array.astype(np.float64, copy=False)
+
+    def counts(self, values: Any, like: Any) -> NDArray[np.float64]:
+        count = self.reals(values, "count", None)
+        if count.shape not in ((), like.shape):
+            raise ValueError(
+                f"count must be a number or have the shape of mean, {like.shape}, got {count.shape}"
+            )
+        if (count < 0).any():
+            raise ValueError(f"count must not be negative, got {count.min()}")
+        return count if count.shape == like.shape else np.broadcast_to(count, like.shape)
+
+    def mask(self, mask: Any, like: Any) -> NDArray[Any]:
+        return _host_array(mask, "mask")
+
+    def assignable(self, values: Any, name: str, old: Any) -> NDArray[Any]:
+        new = np.array(values, old.dtype)
+        if new.shape != old.shape:
+            raise ValueError(f"{name} must have shape {old.shape}, got {new.shape}")
+        return new
+
+    def is_dense(self, described: Any) -> bool:
+        flags = described.flags
+        return bool(flags.c_contiguous and flags.aligned)
+
+    def with_last_axis(self, described: Any) -> NDArray[Any]:
+        array: NDArray[Any] = described[..., None]
+        return array
+
+    def overlaps(self, described: Any, other: Any, name: str) -> bool:
+        return isinstance(other, np.ndarray) and np.shares_memory(described, other)
+
+    def is_same(self, described: Any, other: Any, name: str) -> bool:
+        return described.strides == other.strides and _address(described) == _address(other)
+
+    def place(self, described: Any) -> Place:
+        return HOST
+
+    def stream(self, described: Any) -> None:
+        return None
+
+    def on_stream_of(self, described: Any, like: Any) -> NDArray[Any]:
+        array: NDArray[Any] = described
+        return array
+
+    def seal(self, described: Any) -> None:
+        described.setflags(write=False)
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: Any, like: Any, order: tuple[int, ...] | None = None
+    ) -> NDArray[Any]:
+        if order is None:
+            return np.empty(shape, dtype)
+        memory = np.empty([shape[axis] for axis in order], dtype)
+        return memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+    def array(self, described: Any) -> NDArray[Any]:
+        array: NDArray[Any] = described
+        return array
+
+    def alias(self, array: Any) -> NDArray[Any]:
+        view: NDArray[Any] = array.view()
+        return view
+
+    def rows(
+        self, table: Any, shape: tuple[int, ...], steps: tuple[int, ...] | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        if len(shape) == 1:
+            return tuple(table)
+        if steps is None:
+            return tuple(table.reshape(-1, *shape))
+        strides = [step * table.itemsize for step in steps]
+        return tuple(np.ndarray(shape, table.dtype, row, 0, strides) for row in table)
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        return np.asarray(array)
+
+    def from_host(self, array: Any, device: Any) -> NDArray[Any]:
+        values: NDArray[Any] = array
+        return values
+
+    def dtype_on_host(self, array: Any) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = array.dtype
+        return dtype
+
+
+def _refuse_device(values: Any, name: str) -> None:
+    """Raise TypeError where reading `values` would wait for a device, unasked."""
+    if is_on_device(values):
+        raise TypeError(
+            f"{name} is on a CUDA device ({type(values).__name__}), and other arrays are not"
+        )
+
+
+def _host_array(values: Any, name: str) -> NDArray[Any]:
+    if not isinstance(values, np.ndarray):
+        _refuse_device(values, name)
+    return np.asarray(values)
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+NUMPY = NumPy()
+HOST = Place(NUMPY)

@@ -1,0 +1,257 @@
+"""The arrays of one call: checked, and brought to the canonical form that launchers take.
+
+Nothing here waits for a device, or copies an array there or back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks
+from .arrays import Array, Described, Library
+from .channels import Parameters, Reference
+from .layout import Axis, Layout, layout_of
+from .renorm import Renorm
+from .targets import launchers_of, library_of
+
+Check = Callable[[Described, str], None]
+
+
+class Mask(NamedTuple):
+    """A mask that fits x."""
+
+    on: Described  # of bools or bytes, of x's rank; each size x's, or 1
+    canonical: Any  # as the launchers of the target have it
+
+
+class Output(NamedTuple):
+    """Where a result goes."""
+
+    array: Described  # in the caller's memory order
+    canonical: Described  # what launchers write
+    apart: bool  # whether that is other memory
+
+
+class Operands:
+    """The arrays of a call, all of one library."""
+
+    __slots__ = ("canonical_x", "launch", "layout", "library", "x")
+
+    def __init__(self, x: Array, axis: Axis, check: Check = checks.check_floats) -> None:
+        """
+        Args:
+            check: raises unless an array of this name can be `x`.
+
+        Raises:
+            TypeError: `x` is not an array of floats; `axis` has a wrong type.
+            ValueError: `axis` does not fit.
+            RuntimeError: `x` is on a device, and nothing can run there.
+        """
+        self.library = library_of(x)
+        self.launch = launchers_of(self.library)
+        self.x = self.library.describe(x, "x")
+        check(self.x, "x")
+        self.layout: Layout = layout_of(self.x, axis)
+        self.canonical_x = self.canonical(self.x)
+
+    # Inputs
+
+    def canonical(self, array: Described) -> Described:
+        """`array` as (outer, channels, inner): a view where its memory allows, else a copy."""
+        view = self._view(array)
+        if view is None:
+            ordered = array.transpose(self.layout.order)
+            view = self._dense(ordered).reshape(self.layout.canonical_shape)
+        return view
+
+    def _view(self, array: Described) -> Described | None:
+        # A small call takes as long as its calls to NumPy: one less here.
+        ordered = array if self.layout.plain else array.transpose(self.layout.order)
+        if self.library.is_dense(ordered):
+            return ordered.reshape(self.layout.canonical_shape)
+        return None
+
+    def _dense(self, array: Described) -> Described:
+        return dense(self.library, array)
+
+    def like_x(self, array: Array, name: str) -> Described:
+        """An array of the shape and dtype of `x`."""
+        described = self.library.describe(array, name, self.x)
+        checks.check_like(described, name, self.x)
+        return described
+
+    def parameter(self, values: Any, name: str) -> Described:
+        """Per-channel values as (channels,), in the order that kernels have the channels."""
+        described = self.library.parameter(values, name, self.x)
+        checks.check_channel_shape(described.shape, name, self.layout.channel_shape)
+        ordered = self._dense(self._ordered(described))
+        return ordered if ordered.ndim == 1 else ordered.reshape((self.layout.channels,))
+
+    def parameters(self, gamma: Any, beta: Any) -> Parameters:
+        """The affine parameters; None stays None."""
+        return Parameters(
+            None if gamma is None else self.parameter(gamma, "gamma"),
+            None if beta is None else self.parameter(beta, "beta"),
+        )
+
+    def reference(self, renorm: Any) -> Reference | None:
+        """What a forward corrects against; None stays None."""
+        if renorm is None:
+            return None
+        if not isinstance(renorm, Renorm):
+            raise TypeError(f"renorm must be a Renorm, got {type(renorm).__name__}")
+        return Reference(
+            self.parameter(renorm.mean, "renorm.mean"),
+            self.parameter(renorm.stddev, "renorm.stddev"),
+            False,
+            renorm.clipping.limits,
+        )
+
+    def mask(self, mask: Array | None) -> Mask | None:
+        """`mask` where it is on; None stays None.
+
+        Two forms are accepted: the rank of `x`, or one less; then a last axis is added.
+
+        Raises:
+            TypeError: its dtype is neither bool nor a real number.
+            ValueError: its shape fits in neither form.
+        """
+        if mask is None:
+            return None
+        on = fitting_mask(self.library, mask, self.x)
+        if on.dtype.kind != "b":
+            marked = self.library.empty(on.shape, np.uint8, self.x)
+            self.launch.mark(on, marked)
+            on = marked
+        return Mask(on, self.launch.mask_of(on, self.layout))
+
+    def saved(self, values: Array) -> Described:
+        """What a forward saved, its channels in C order, as (SAVED, channels) for launchers."""
+        described = self.library.describe(values, "values", self.x)
+        checks.check_saved(described, self.layout.channels)
+        return self._dense(from_c_order(self.library, described, self.layout))
+
+    # Outputs
+
+    def output(
+        self, out: Array | None, inputs: dict[str, Any], over: tuple[str, ...] = ()
+    ) -> Output:
+        """Memory for a result like `x`: new, or `out`.
+
+        over: names of the inputs that `out` may be, element for element
+
+        Raises:
+            TypeError, ValueError: the result cannot be written to `out` while `inputs` are read.
+        """
+        layout = self.layout
+        if out is not None:
+            array = self._checked_out(out, inputs, over)
+        elif layout.plain:
+            array = self.library.empty(layout.shape, self.x.dtype, self.x)
+            return Output(array, array.reshape(layout.canonical_shape), False)
+        else:
+            array = self.library.empty(layout.shape, self.x.dtype, self.x, layout.memory)
+        view = self._view(array)
+        if view is not None:
+            return Output(array, view, False)
+        # Memory that is not of x's order is written by way of a copy.
+        canonical = self.library.empty(layout.canonical_shape, self.x.dtype, self.x)
+        return Output(array, canonical, True)
+
+    def _checked_out(self, out: Array, inputs: dict[str, Any], over: tuple[str, ...]) -> Described:
+        described = self.library.out(out, self.x)
+        checks.check_like(described, "out", self.x)
+        if not self.library.is_writable(described):
+            raise ValueError("out must be writable, got a read-only array")
+        checks.check_own_memory(described)
+        for name, array in inputs.items():
+            if array is None or not self.library.overlaps(described, array, name):
+                continue
+            if name not in over or not self.library.is_same(described, array, name):
+                raise checks.overlap(name, over)
+        return described
+
+    def channels_output(
+        self, like: Array, dtype: Any, given: dict[str, Array] | None, name: str
+    ) -> Output:
+        """Memory for per-channel values that launchers write in `dtype`: new, or what is given.
+
+        like: the same values before, whose dtype the caller sees
+        """
+        if given is None:
+            before = self.library.describe(like, name, self.x)
+            array = self.library.empty(before.shape, before.dtype, self.x)
+        else:
+            array = self.library.describe(given[name], name, self.x)
+        ordered = self._ordered(array)
+        if array.dtype == dtype and self.library.is_dense(ordered):
+            return Output(array, ordered.reshape((self.layout.channels,)), False)
+        return Output(array, self.library.empty((self.layout.channels,), dtype, self.x), True)
+
+    def finish(self, output: Output) -> Array:
+        """The result, written, as the caller gets it."""
+        if output.apart:
+            ordered = self._ordered(output.array)
+            self.launch.copy(output.canonical.reshape(ordered.shape), ordered)
+        return self.library.array(output.array)
+
+    def _ordered(self, array: Described) -> Described:
+        """The axes of an array as kernels take them; those of a single channel axis are."""
+        return array if array.ndim == 1 else array.transpose(self.layout.order)
+
+    def table(self, rows: int, dtype: Any) -> Described:
+        """New memory for `rows` rows of channels."""
+        return self.library.empty((rows, self.layout.channels), dtype, self.x)
+
+    def rows(self, table: Described) -> tuple[Array, ...]:
+        """The rows of such memory, as the caller has per-channel values."""
+        return self.library.rows(table, self.layout.channel_shape, self.layout.channel_steps)
+
+
+def fitting_mask(library: Library, mask: Array, x: Described) -> Described:
+    """`mask` as it came, described, with the rank of `x`; raises unless it fits."""
+    given = library.mask(mask, x)
+    checks.check_mask_dtype(given.dtype)
+    on = library.with_last_axis(given) if given.ndim == x.ndim - 1 else given
+    checks.check_mask_shape(given.shape, on.shape, x.shape)
+    return on
+
+
+@lru_cache(maxsize=64)
+def parameter_dtype(dtype: Any) -> Any:
+    """The dtype of per-channel results beside an array of `dtype`."""
+    return np.float64 if dtype.name == "float64" else np.float32
+
+
+def dense(library: Library, array: Described) -> Described:
+    """`array`, or a copy of it, in C order."""
+    if library.is_dense(array):
+        return array
+    copy = library.empty(array.shape, array.dtype, array)
+    launchers_of(library).copy(array, copy)
+    return copy
+
+
+def to_c_order(library: Library, table: Described, layout: Layout) -> Described:
+    """Rows of channels in the order of memory, as rows of channels in C order of their axes."""
+    if len(layout.axes) == 1:
+        return table
+    rows, channels = table.shape
+    sizes = [layout.channel_shape[axis] for axis in layout.order]
+    ordered = table.reshape((rows, *sizes))
+    back = [layout.order.index(axis) + 1 for axis in range(len(sizes))]
+    return dense(library, ordered.transpose((0, *back))).reshape((rows, channels))
+
+
+def from_c_order(library: Library, table: Described, layout: Layout) -> Described:
+    """The other way round."""
+    if len(layout.axes) == 1:
+        return table
+    rows, channels = table.shape
+    logical = dense(library, table).reshape((rows, *layout.channel_shape))
+    order = (0, *(axis + 1 for axis in layout.order))
+    return dense(library, logical.transpose(order)).reshape((rows, channels))
