@@ -64,7 +64,7 @@ def plain_axis(axis: Axis) -> int | tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axis: int | tuple[int]) -> Layout:
-    axes = _channel_axes(shape, axis)
+    axes = channel_axes(shape, axis)
     # Axes of size 1 have no place of their own in memory: they go first.
     single = [i for i in range(len(shape)) if shape[i] == 1]
     memory = [i for i in range(len(shape)) if shape[i] != 1]
@@ -94,7 +94,8 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axis: int | tuple[
     )
 
 
-def _channel_axes(shape: tuple[int, ...], axis: int | tuple[int]) -> tuple[int, ...]:
+def channel_axes(shape: tuple[int | None, ...], axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The channel axes of an x of this shape, ascending; ValueError where they are none."""
     rank = len(shape)
     if rank == 0:
         raise ValueError("x must have at least 2 axes, got a single number of shape ()")

@@ -97,3 +97,10 @@ def _imported() -> str:
 def to_host(array: Array) -> Any:
     """An array of any library in NumPy; waits for a device."""
     return library_of(array).to_host(array)
+
+
+def copy(source: Array, target: Array) -> None:
+    """target[...] = source, of arrays of one library, shape and dtype."""
+    library = library_of(target)
+    into = library.describe(target, "target")
+    launchers_of(library).copy(library.describe(source, "source", into), into)

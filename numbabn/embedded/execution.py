@@ -16,6 +16,7 @@ from numba import carray
 from ..cpu import steps
 from ..cpu.compile import exact
 from ..cpu.partition import Partition
+from ..statistics import STATISTICS
 from . import callbacks, jobs, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
 from .operations import (
@@ -24,7 +25,6 @@ from .operations import (
     RUN_FORWARD,
     RUN_RENORM_FORWARD,
     SAVED,
-    STATISTICS,
     TENSOR,
 )
 from .plans import AT, HEAD, KINDS

@@ -7,20 +7,19 @@ here what its operands and results are. They go by name, and a name is of one ki
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, NamedTuple
 
 from ..channels import SAVED as SAVED_ROWS
+from ..renorm import RenormClipping
+from ..statistics import STATISTICS
 
 # Kinds: like x; a mask; one value a channel; (6, channels) float64, what a forward keeps for its
 # backward (see `channels`); a single float32.
 TENSOR, MASK, ROWS, SAVED, NUMBER = range(5)
 
-# Those of Keras's layer, in its order; the last three exist with separate renorm only.
-STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
-LIMITS = ("rmin", "rmax", "dmax")
-
+LIMITS = tuple(limit.name for limit in fields(RenormClipping))
 _OF_CHANNELS = ("gamma", "beta", *STATISTICS)
 OPERANDS: dict[str, int] = {
     **dict.fromkeys(("x", "dy"), TENSOR),
@@ -68,16 +67,20 @@ IDENTITY = Attributes(-1, 1.0, 0.0, renorm=False, renorm_momentum=None)
 class Operation:
     """What goes in and what comes out of an operation.
 
-    name: for messages and for whoever carries it out
-    operands: those that it may have; without a mask or parameters they are absent, and of the
-        statistics those that the layer has are there
-    results: the largest first; new statistics come back under the names of the old, if those
-        are there
+    name: for messages, and for whoever carries it out
+    operands: those that it may have; x, or dy, is there and comes first, others may be absent
+    results: that which is like the first operand comes first; where statistics were among the
+        operands, new ones come back under their names
     """
 
     name: str
     operands: tuple[str, ...]
     results: tuple[str, ...]
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """The operands of which new values come back."""
+        return tuple(name for name in self.results if name in self.operands)
 
     def results_of(self, inputs: Mapping[str, Shaped], attributes: Attributes) -> dict[str, Shaped]:
         """What each result is."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import layout as lay
+from ..checks import check_mask_dtype, check_mask_shape
 from ..cpu import launch, masks
 from ..cpu.partition import partition
 from ..cpu.steps import reference_kind
@@ -73,17 +74,17 @@ def geometry_of(x, mask, axis, expand):
 
     expand: whether the mask will be expanded along x's reduced axes
     """
-    array = _stand_in(x)
+    # Of these no element is read. A view of a single one has no memory order of its own: it is
+    # taken as row-major.
+    array = np.broadcast_to(np.zeros((), x.dtype), x.shape)
     layout = lay.layout_of(array, axis)
     if mask is None:
         return Geometry(layout, array.dtype, None, ())
-    on: Any = lay.check_mask(_stand_in(mask), array)
-    return Geometry(layout, array.dtype, launch.mask_of(on, layout, expand), on.shape)
-
-
-def _stand_in(shaped):
-    # A view of a single element has no memory order of its own: it is taken as row-major.
-    return np.broadcast_to(np.zeros((), shaped.dtype), shaped.shape)
+    check_mask_dtype(np.dtype(mask.dtype))
+    full = (*mask.shape, 1) if len(mask.shape) == array.ndim - 1 else mask.shape
+    check_mask_shape(mask.shape, full, array.shape)
+    on = np.broadcast_to(np.zeros((), np.bool_), full)
+    return Geometry(layout, array.dtype, launch.mask_of(on, layout, expand), full)
 
 
 def make_plan(run, geometry, attributes, operands, results):

@@ -2,80 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
-from ..embedded.operations import LIMITS, STATISTICS, Attributes
-from ..layout import FLOATS, Axis, check_epsilon, check_momentum, plain_axis
-from ..renorm import RenormClipping
-from .bridges import Late, bridge_of
+from ..checks import FLOATS, check_epsilon, check_momentum
+from ..embedded.operations import Attributes
+from ..layout import Axis, channel_axes, plain_axis
+from ..statistics import STATISTICS
+from .bridges import bridge_of
+from .clipping import Clipping
 from .operations import INFERENCE, TRAINING
-
-_NO_LIMITS = dict(zip(LIMITS, RenormClipping().limits, strict=True))
-
-
-class _Clipping:
-    """The limits of a layer's correction, which may change between two steps of a run.
-
-    Keras tracks whatever is assigned to a layer, and would make weights of the Variables in
-    a dictionary: this object keeps them out of the layer's state.
-    """
-
-    def __init__(self) -> None:
-        self.given: Mapping[str, Any] = {}
-        # One object a limit, for good: a compiled computation holds on to it.
-        self._late = {name: Late(self._reader(name)) for name in LIMITS}
-
-    def set(self, clipping: Any) -> None:
-        if isinstance(clipping, RenormClipping):
-            clipping = dict(zip(LIMITS, clipping.limits, strict=True))
-        given = {} if clipping is None else clipping
-        if isinstance(given, Mapping):
-            # What is known only later is checked when it is read.
-            known: dict[str, Any] = {
-                name: _NO_LIMITS.get(name) if _is_open(limit) else limit
-                for name, limit in given.items()
-            }
-            RenormClipping.of(known)
-        else:
-            RenormClipping.of(given)
-        # The caller's own dictionary: to change an entry changes the limit too.
-        self.given = given
-
-    def _reader(self, name: str) -> Callable[[], float]:
-        def read() -> float:
-            limit = self.given.get(name)
-            if limit is None:
-                return _NO_LIMITS[name]
-            if isinstance(limit, keras.Variable):
-                limit = limit.value
-            number = limit() if callable(limit) else limit
-            # torch warns where a tensor that a gradient is kept for becomes a number.
-            return float(number.detach() if hasattr(number, "detach") else number)
-
-        return read
-
-    def inputs(self, in_graph: Callable[[Any], bool]) -> dict[str, Any]:
-        """rmin, rmax and dmax as inputs of an operation."""
-        found: dict[str, Any] = dict(self._late)
-        for name, limit in self.given.items():
-            # A graph that may itself change a Variable has to read it in its own order.
-            if isinstance(limit, keras.Variable) and in_graph(limit.value):
-                found[name] = ops.cast(limit.value, "float32")
-        return found
-
-    def values(self) -> dict[str, float]:
-        """The limits as they are now; infinite ones, which JSON lacks, are left out."""
-        found = {name: self._late[name].read() for name in self.given}
-        return {name: limit for name, limit in found.items() if math.isfinite(limit)}
-
-
-def _is_open(limit: Any) -> bool:
-    return limit is None or isinstance(limit, keras.Variable) or callable(limit)
 
 
 @keras.saving.register_keras_serializable(package="numbabn")
@@ -190,7 +128,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         self.axis = plain
         self.renorm_clipping = renorm_clipping
-        self._weight_shape: tuple[int, ...] | None = None
         self._bridge_name = keras.backend.backend()
         self.supports_jit = bridge_of(self._bridge_name).SUPPORTS_JIT
 
@@ -202,12 +139,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     @renorm_clipping.setter
     def renorm_clipping(self, clipping: Any) -> None:
         if "_clipping" not in self.__dict__:
-            self._clipping = _Clipping()
+            self._clipping = Clipping()
         self._clipping.set(clipping)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "renorm_clipping":
-            # Past Keras's tracking of attributes, see _Clipping.
+            # Past Keras's tracking of attributes, see `Clipping`.
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -219,46 +156,46 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def build(self, input_shape: Any) -> None:
         """Make the weights, as Keras does."""
-        rank = len(input_shape)
-        named = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
-        for each in named:
-            if not -rank <= each < rank:
-                raise ValueError(
-                    f"axis {each} is out of range for an input of shape {tuple(input_shape)}: "
-                    f"expected {-rank} to {rank - 1}"
-                )
-        axes = sorted({each % rank for each in named})
-        if len(axes) < len(named) or not axes or len(axes) == rank:
-            raise ValueError(
-                "axis must name each channel axis once and leave one to take statistics over, "
-                f"got {self.get_config()['axis']} for an input of shape {tuple(input_shape)}"
-            )
-        sizes = {each: input_shape[each] for each in axes}
-        if None in sizes.values():
+        given, named = tuple(input_shape), self.get_config()["axis"]
+        axes = channel_axes(given, self.axis)
+        shape = tuple(given[axis] for axis in axes)
+        if None in shape:
             raise ValueError(
                 f"the channels must be known when the layer is built, got an input of shape "
-                f"{tuple(input_shape)} with axis={self.get_config()['axis']}"
+                f"{given} with axis={named}"
             )
         if len(axes) > 1:
-            # Where add_weight finds the shape that Keras's build does not know of.
-            self._weight_shape = tuple(sizes.get(i, 1) for i in range(rank))
-        # Keras's build reads one axis, and makes renorm's statistics wherever renorm is on.
-        axis, renorm = self.axis, self.renorm
-        self.axis, self.renorm = axes[0], self._separate
-        try:
-            super().build(input_shape)
-        finally:
-            self.axis, self.renorm = axis, renorm
-        self._reduction_axes = [i for i in range(rank) if i not in axes]
-        self.input_spec = keras.layers.InputSpec(
-            ndim=rank, axes={each: input_shape[each] for each in named}
-        )
+            shape = tuple(size if axis in axes else 1 for axis, size in enumerate(given))
 
-    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras."""
-        if self._weight_shape is not None:
-            kwargs["shape"] = self._weight_shape
-        return super().add_weight(*args, **kwargs)
+        def add(name: str, initializer: Any, **options: Any) -> None:
+            weight = self.add_weight(
+                shape=shape, name=name, initializer=initializer, autocast=False, **options
+            )
+            setattr(self, name, weight)
+
+        # In Keras's order, by which weights are saved.
+        if self.scale:
+            own = {"regularizer": self.gamma_regularizer, "constraint": self.gamma_constraint}
+            add("gamma", self.gamma_initializer, **own)
+        if self.center:
+            own = {"regularizer": self.beta_regularizer, "constraint": self.beta_constraint}
+            add("beta", self.beta_initializer, **own)
+        mean, variance = self.moving_mean_initializer, self.moving_variance_initializer
+        add("moving_mean", mean, trainable=False)
+        add("moving_variance", variance, trainable=False)
+        if self._separate:
+
+            def stddev(shape: Any, dtype: Any = None) -> Any:
+                return ops.sqrt(_cloned(variance)(shape, dtype=dtype))
+
+            add("moving_stddev", stddev, trainable=False)
+            add("renorm_mean", _cloned(mean), trainable=False)
+            add("renorm_stddev", stddev, trainable=False)
+        self._reduction_axes = [axis for axis in range(len(given)) if axis not in axes]
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(given),
+            axes={axis: given[axis] for axis in (named if isinstance(named, list) else [named])},
+        )
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalize `inputs`; in training by their own statistics, which the weights follow."""
@@ -311,6 +248,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         axis = self.axis if isinstance(self.axis, int) else [int(each) for each in self.axis]
         clipping = self._clipping.values() if self._clipping.given else None
         return {**super().get_config(), "axis": axis, "renorm_clipping": clipping}
+
+
+def _cloned(initializer: Any) -> Any:
+    """The same once more, which gives the same numbers: Keras warns where one is used twice."""
+    return initializer.clone() if hasattr(initializer, "clone") else initializer
 
 
 def _check_single_replica() -> None:

@@ -96,7 +96,9 @@ def test_python_only_where_it_is_not_available(available, caller, batch, monkeyp
         for actual, wanted in zip(found, expected, strict=True):
             np.testing.assert_array_equal(actual, wanted)
     nodes = caller.nodes(run, *batch)
-    kernels, python = (sum(name in node for node in nodes) for name in (caller.kernel, caller.python))
+    kernels, python = (
+        sum(name in node for node in nodes) for name in (caller.kernel, caller.python)
+    )
     assert (kernels, python) == ((2, 0) if available else (0, 2))
 
 

@@ -355,18 +355,13 @@ def test_wrong_arguments(arguments, error, message):
 @pytest.mark.parametrize(
     ("axis", "shape", "message"),
     [
-        (3, (4, 3), "axis 3 is out of range for an input of shape (4, 3): expected -2 to 1"),
-        (
-            [1, -1],
-            (4, 3),
-            "axis must name each channel axis once and leave one to take statistics over, "
-            "got [1, -1] for an input of shape (4, 3)",
-        ),
+        (3, (4, 3), "axis 3 is out of range for x of shape (4, 3): expected -2 to 1"),
+        ([1, -1], (4, 3), "axis must name each axis once, got [1, -1] for shape (4, 3)"),
         (
             [0, 1],
             (4, 3),
-            "axis must name each channel axis once and leave one to take statistics over, "
-            "got [0, 1] for an input of shape (4, 3)",
+            "x must have an axis besides the channel axis to take statistics over, got shape "
+            "(4, 3) with axis=[0, 1]",
         ),
         (
             -1,

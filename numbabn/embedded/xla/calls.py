@@ -10,9 +10,9 @@ from .. import callbacks
 from ..operations import (
     MASK,
     NORMALIZE,
-    NUMBER,
     OPERANDS,
     RESULTS,
+    ROWS,
     SAVED,
     TENSOR,
     Shaped,
@@ -96,7 +96,8 @@ def _operand(name, value, geometry):
         return value.transpose(_order(geometry.layout))
     if kind == SAVED:
         return value
-    value = value if kind == NUMBER else geometry.layout.flatten(value)
+    if kind == ROWS and value.ndim > 1:
+        value = value.transpose(geometry.layout.order).reshape(-1)
     return value.astype(read_dtype(name, value.dtype.name))
 
 
@@ -127,7 +128,9 @@ def _restored(name, value, inputs, layout):
         return value.transpose(np.argsort(_order(layout)))
     if RESULTS[name] == SAVED:
         return value
-    value = layout.unflatten(value)
+    if len(layout.channel_shape) > 1:
+        ordered = value.reshape([layout.channel_shape[axis] for axis in layout.order])
+        value = ordered.transpose(np.argsort(layout.order))
     return value.astype(inputs[name].dtype) if name in inputs else value
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...embedded import xla
 from ...embedded.operations import Operation, Shaped
-from .. import device
+from ...targets import copy
 from ..operations import COMPUTE, Function
 from . import SECOND_DERIVATIVE, Late, read_late
 
@@ -145,7 +145,8 @@ def _on_platform(cpu: Any, cuda: Any, other: Any, tensors: Tensors) -> Tensors:
 
 def device_is_available() -> bool:
     """Whether there are kernels for CUDA devices here, and a JAX that calls them."""
-    return device.is_available() and find_spec("jax.experimental.buffer_callback") is not None
+    needed = ("numba_cuda", "jax.experimental.buffer_callback")
+    return all(find_spec(name) is not None for name in needed)
 
 
 def _on_device(
@@ -155,16 +156,13 @@ def _on_device(
     from jax.experimental.buffer_callback import buffer_callback
 
     residuals = trace.function.residuals
-    # What is moved is at least float32, see `numbabn.keras.device`.
-    narrow = {
-        name: tensors[name].dtype
-        for name in operation.results
-        if name in tensors and name in operation.operands and tensors[name].dtype.itemsize < 4
-    }
+    # What is moved on a device has at least 32 bits.
+    moved = {name: tensors[name].dtype for name in operation.moved if name in tensors}
+    narrow = [name for name, dtype in moved.items() if dtype.itemsize < 4]
     tensors = {**tensors, **{name: tensors[name].astype(np.float32) for name in narrow}}
     kinds = {name: each.dtype.name for name, each in tensors.items()}
-    wanted = {
-        name: Shaped(shape.shape, "float32" if name in narrow else shape.dtype)
+    shapes = {
+        name: shape._replace(dtype="float32") if name in narrow else shape
         for name, shape in shapes.items()
     }
 
@@ -173,21 +171,24 @@ def _on_device(
             return _Buffer(buffer, kind, name in residuals, context)
 
         given = {name: array(name, each, kinds[name]) for name, each in inputs.items()}
-        into = {name: array(name, each, wanted[name].dtype) for name, each in outputs.items()}
+        into = {name: array(name, each, shapes[name].dtype) for name, each in outputs.items()}
         given |= read_late(dict(trace.late))
-        device.OPERATIONS[operation.name](given, trace.attributes, tuple(wanted), into)
+        results = COMPUTE[operation.name](given, trace.attributes, tuple(into), into)
+        for name, target in into.items():
+            if results[name] is not target:
+                copy(results[name], target)
 
-    results = {
+    types = {
         name: _type_of(shape._replace(dtype=_BITS.get(shape.dtype, shape.dtype)), name in residuals)
-        for name, shape in wanted.items()
+        for name, shape in shapes.items()
     }
-    call = buffer_callback(fill, results, vmap_method="sequential")
+    call = buffer_callback(fill, types, vmap_method="sequential")
     found = call({name: _as_bits(each) for name, each in tensors.items()})
     found = {
-        name: each if name in residuals else _from_bits(each, wanted[name].dtype)
+        name: each if name in residuals else _from_bits(each, shapes[name].dtype)
         for name, each in found.items()
     }
-    return {**found, **{name: found[name].astype(dtype) for name, dtype in narrow.items()}}
+    return {**found, **{name: found[name].astype(dtype) for name, dtype in moved.items()}}
 
 
 # The CUDA array interface, by which buffers come, has no bfloat16.

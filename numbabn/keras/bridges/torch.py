@@ -10,7 +10,6 @@ import torch
 from ml_dtypes import bfloat16
 
 from ...embedded.operations import Operation, Shaped
-from .. import device
 from ..operations import COMPUTE, Function
 from . import SECOND_DERIVATIVE, read_late
 
@@ -98,22 +97,12 @@ def _run(
     if first.is_meta:
         return _meta(operation, inputs, attributes, wanted)
     arrays = {name: _array(value, name) for name, value in inputs.items()}
-    if first.is_cuda:
-        return _on_device(operation, arrays, attributes, wanted)
-    return COMPUTE[operation.name](arrays, attributes, wanted, {})
-
-
-def _on_device(
-    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None
-) -> Tensors:
-    narrow = {
-        name: inputs[name].dtype
-        for name in operation.results
-        if name in inputs and name in operation.operands and inputs[name].itemsize < 4
-    }
-    given = {**inputs, **{name: inputs[name].float() for name in narrow}}
-    results = device.OPERATIONS[operation.name](given, attributes, wanted, {})
-    return {**results, **{name: results[name].to(dtype) for name, dtype in narrow.items()}}
+    if not first.is_cuda:
+        return COMPUTE[operation.name](arrays, attributes, wanted, {})
+    moved = {name: arrays[name] for name in operation.moved if name in arrays}
+    arrays |= {name: each.float() for name, each in moved.items() if each.itemsize < 4}
+    results = COMPUTE[operation.name](arrays, attributes, wanted, {})
+    return {**results, **{name: results[name].to(each.dtype) for name, each in moved.items()}}
 
 
 def _meta(
