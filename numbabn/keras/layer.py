@@ -156,13 +156,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def build(self, input_shape: Any) -> None:
         """Make the weights, as Keras does."""
-        given, named = tuple(input_shape), self.get_config()["axis"]
+        given = tuple(input_shape)
+        named = [self.axis] if isinstance(self.axis, int) else list(self.axis)
         axes = channel_axes(given, self.axis)
         shape = tuple(given[axis] for axis in axes)
         if None in shape:
             raise ValueError(
                 f"the channels must be known when the layer is built, got an input of shape "
-                f"{given} with axis={named}"
+                f"{given} with axis={self.get_config()['axis']}"
             )
         if len(axes) > 1:
             shape = tuple(size if axis in axes else 1 for axis, size in enumerate(given))
@@ -193,8 +194,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             add("renorm_stddev", stddev, trainable=False)
         self._reduction_axes = [axis for axis in range(len(given)) if axis not in axes]
         self.input_spec = keras.layers.InputSpec(
-            ndim=len(given),
-            axes={axis: given[axis] for axis in (named if isinstance(named, list) else [named])},
+            ndim=len(given), axes={axis: given[axis] for axis in named}
         )
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

@@ -4,13 +4,14 @@ import keras
 import numpy as np
 import pytest
 from backends import BACKEND, MODES, array, step
+from callers import attributes_of
 from keras import ops
-from operands import PLAIN, make_inputs
+from operands import make_inputs
 
 import reference
 from numbabn.cpu import launch
 from numbabn.keras import BatchNormalization
-from numbabn.keras.operations import INFERENCE, TRAINING
+from numbabn.keras.operations import COMPUTE, INFERENCE, TRAINING
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -150,19 +151,20 @@ def test_jit_and_checkpoint_inside_of_grad(training):
 def test_operations_compute_no_dx_that_is_not_wanted(training, wanted, monkeypatch):
     """The launcher is given nowhere to write dx, and no sum changes for it."""
     inputs = make_inputs((6, 4, 3), -1)
-    function = TRAINING if training else INFERENCE
-    inputs |= function.forward.host(inputs, PLAIN, None, None)
-    inputs = {name: inputs[name] for name in function.backward.inputs if name in inputs}
+    function, attributes = TRAINING if training else INFERENCE, attributes_of()
+    inputs |= COMPUTE[function.forward.name](inputs, attributes, None, {})
+    inputs = {name: inputs[name] for name in function.backward.operands if name in inputs}
     inputs["dy"] = inputs["x"][::-1].copy()
-    expected = function.backward.host(inputs, PLAIN, None, None)
+    backward = COMPUTE[function.backward.name]
+    expected = backward(inputs, attributes, None, {})
     outs = []
 
-    def spy(*arguments, backward=launch.backward):
-        outs.append(arguments[-2])
-        return backward(*arguments)
+    def spy(dy, x, saved, mask, epsilon, training, out, gradients, run=launch.backward):
+        outs.append(out)
+        run(dy, x, saved, mask, epsilon, training, out, gradients)
 
     monkeypatch.setattr(launch, "backward", spy)
-    found = function.backward.host(inputs, PLAIN, wanted, None)
+    found = backward(inputs, attributes, wanted, {})
     assert [out is None for out in outs] == ["dx" not in wanted]
     assert tuple(found) == wanted
     for name in wanted:

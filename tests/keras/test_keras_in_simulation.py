@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from backends import BACKEND, step, weights_of
 
+from numbabn.arrays.torch import Torch
 from numbabn.cpu import launch
-from numbabn.cuda import device
 from numbabn.cuda.runtime import SIMULATED
 from numbabn.keras import BatchNormalization
 from numbabn.keras.bridges import bridge_of
@@ -33,13 +33,8 @@ def torch_on_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     monkeypatch.setattr(
-        device.Torch, "from_host", lambda array, device: torch.from_numpy(array.copy())
+        Torch, "from_host", lambda library, array, device: torch.from_numpy(array.copy())
     )
-
-    def run(operation, inputs, attributes, wanted=None, residuals=()):
-        return bridge._on_device(operation, inputs, attributes, wanted)
-
-    monkeypatch.setattr(bridge, "_run", run)
 
 
 def jax_on_device(monkeypatch):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from numbabn.keras import BatchNormalization, device
+from numbabn.keras import BatchNormalization
 from numbabn.keras.bridges import jax as bridge
 
 CALL = "xla_buffer_python_gpu_callback"
@@ -87,7 +87,7 @@ def test_without_the_kernels_the_host_computes(available, calls, monkeypatch):
 
 def test_kernels_are_available_where_numba_cuda_is(monkeypatch):
     for spec in (object(), None):
-        monkeypatch.setattr(device, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(bridge, "find_spec", lambda name, spec=spec: spec)
         assert bridge.device_is_available() == (spec is not None)
 
 

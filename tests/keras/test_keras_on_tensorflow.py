@@ -64,7 +64,7 @@ def test_python_takes_no_copy_eagerly(dtype, monkeypatch):
     """The kernels read the tensor's memory, and the tensor that returns is what they wrote."""
     from numbabn.keras.bridges import tensorflow as bridge
 
-    monkeypatch.setattr(bridge.tensorflow_op, "is_available", lambda: False)
+    monkeypatch.setattr(bridge.compiled, "is_available", lambda: False)
     seen = {}
 
     def spy(operation, arrays, attributes, wanted, host=bridge._host):
