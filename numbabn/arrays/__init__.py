@@ -55,7 +55,7 @@ class Library(ABC):
         """Whether an array is not read-only."""
 
     @abstractmethod
-    def parameter(self, values: Any, name: str, like: Described) -> Described:
+    def parameter(self, values: Any, name: str, like: Described | None) -> Described:
         """Values that kernels read as one float a channel, of any shape."""
 
     @abstractmethod
