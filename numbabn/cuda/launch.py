@@ -28,7 +28,7 @@ what is not there, or not wanted.
     reference               a `Reference`: what renorm corrects against
     moving                  a `Moving`: statistics, and where they go once moved
     saved                   (SAVED, channels) float64: count, mean, variance, r, d, gamma
-    gradients               (GRADIENTS, channels): dgamma and dbeta; float64 where x is, else float32
+    gradients               (GRADIENTS, channels) float32, or float64 where x is: dgamma, dbeta
     training                False where the statistics were constants: `mask` plays no part, and
                             without `gradients` neither does x
     corrections             (2, n) float64: r and d of n channels
