@@ -46,12 +46,11 @@ def check_shape_of_mean(shape: tuple[int, ...], name: str, expected: tuple[int, 
         raise ValueError(f"{name} must have the shape of mean, {expected}, got {shape}")
 
 
-def check_channel_shape(shape: tuple[int, ...], name: str, expected: tuple[int, ...]) -> None:
-    """Raise ValueError unless values are one a channel."""
-    if shape != expected:
-        raise ValueError(
-            f"{name} must have shape {expected}, one value for each channel of x, got {shape}"
-        )
+def channel_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
+    """The error for values that are not one a channel."""
+    return ValueError(
+        f"{name} must have shape {expected}, one value for each channel of x, got {got}"
+    )
 
 
 def overlap(name: str, over: tuple[str, ...]) -> ValueError:

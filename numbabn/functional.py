@@ -169,10 +169,12 @@ def normalize(
     flat_mean = operands.parameter(mean, "mean")
     flat_variance = operands.parameter(variance, "variance")
     parameters = operands.parameters(gamma, beta)
-    inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
-    y = operands.output(out, inputs, over=("x",))
+    if out is not None:
+        inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
+        out = operands.checked_out(out, inputs, over=("x",))
+    y = operands.output(out)
     operands.launch.normalize(
-        operands.canonical_x, flat_mean, flat_variance, parameters, epsilon, y.canonical
+        operands.canonical_x, flat_mean, flat_variance, parameters, epsilon, y[1]
     )
     return operands.finish(y)
 
@@ -359,12 +361,13 @@ def batch_norm_forward(
     parameters = operands.parameters(gamma, beta)
     reference = operands.reference(renorm)
     on = operands.mask(mask)
-    inputs = {"x": x, "gamma": gamma, "beta": beta, "mask": mask}
-    y = operands.output(out, inputs)
+    if out is not None:
+        out = operands.checked_out(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
+    y = operands.output(out)
     saved = operands.table(SAVED, np.float64)
     operands.launch.forward(
         operands.canonical_x, on and on.canonical, parameters, epsilon, reference, None,
-        y.canonical, saved,
+        y[1], saved,
     )  # fmt: skip
     return operands.finish(y), _saved(operands, saved, axis, epsilon, on)
 
@@ -400,18 +403,20 @@ def train(
         name: operands.channels_output(statistics.arrays[name], flat.dtype, statistics.moved, name)
         for name, flat in moving.items()
     }
-    y = operands.output(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
+    if out is not None:
+        out = operands.checked_out(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
+    y = operands.output(out)
     saved = operands.table(SAVED, np.float64)
     operands.launch.forward(
         operands.canonical_x, on and on.canonical, parameters, epsilon,
         statistics.reference(moving),
         Moving(
             tuple(moving.values()),
-            tuple(each.canonical for each in moved.values()),
+            tuple(canonical for _, canonical, _ in moved.values()),
             statistics.momentum,
             statistics.renorm_momentum if statistics.separate else None,
         ),
-        y.canonical, saved,
+        y[1], saved,
     )  # fmt: skip
     results = {name: operands.finish(each) for name, each in moved.items()}
     return operands.finish(y), _saved(operands, saved, axis, epsilon, on), results
@@ -517,14 +522,16 @@ def _backward(
     described = operands.like_x(dy, "dy")
     dx = None
     if with_dx:
-        x = operands.library.array(operands.x)
-        dx = operands.output(out, {"dy": dy, "x": x, **(inputs or {})}, over=("dy", "x"))
+        if out is not None:
+            given = {"dy": dy, "x": operands.library.array(operands.x), **(inputs or {})}
+            out = operands.checked_out(out, given, over=("dy", "x"))
+        dx = operands.output(out)
     gradients = None
     if with_parameters:
         gradients = operands.table(GRADIENTS, parameter_dtype(operands.x.dtype))
     operands.launch.backward(
         operands.canonical(described), operands.canonical_x, saved, mask, epsilon, training,
-        dx and dx.canonical, gradients,
+        dx and dx[1], gradients,
     )  # fmt: skip
     dgamma, dbeta = (None, None) if gradients is None else operands.rows(gradients)
     return dx and operands.finish(dx), dgamma, dbeta

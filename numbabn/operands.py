@@ -28,18 +28,15 @@ class Mask(NamedTuple):
     canonical: Any  # as the launchers of the target have it
 
 
-class Output(NamedTuple):
-    """Where a result goes."""
-
-    array: Described  # in the caller's memory order
-    canonical: Described  # what launchers write
-    apart: bool  # whether that is other memory
+# Where a result goes: memory in the caller's order, what launchers write, and whether that is other
+# memory. A plain tuple, since a small call takes as long as the structures that it makes.
+Output = tuple[Described, Described, bool]
 
 
 class Operands:
     """The arrays of a call, all of one library."""
 
-    __slots__ = ("canonical_x", "launch", "layout", "library", "x")
+    __slots__ = ("canonical_x", "channels", "launch", "layout", "library", "x")
 
     def __init__(self, x: Array, axis: Axis, check: Check = checks.check_floats) -> None:
         """
@@ -56,24 +53,19 @@ class Operands:
         self.x = self.library.describe(x, "x")
         check(self.x, "x")
         self.layout: Layout = layout_of(self.x, axis)
+        self.channels = self.layout.channels
         self.canonical_x = self.canonical(self.x)
 
     # Inputs
 
     def canonical(self, array: Described) -> Described:
         """`array` as (outer, channels, inner): a view where its memory allows, else a copy."""
-        view = self._view(array)
-        if view is None:
-            ordered = array.transpose(self.layout.order)
-            view = self._dense(ordered).reshape(self.layout.canonical_shape)
-        return view
-
-    def _view(self, array: Described) -> Described | None:
+        layout = self.layout
         # A small call takes as long as its calls to NumPy: one less here.
-        ordered = array if self.layout.plain else array.transpose(self.layout.order)
-        if self.library.is_dense(ordered):
-            return ordered.reshape(self.layout.canonical_shape)
-        return None
+        ordered = array if layout.plain else array.transpose(layout.order)
+        if not self.library.is_dense(ordered):
+            ordered = self._dense(ordered)
+        return ordered.reshape(layout.canonical_shape)
 
     def _dense(self, array: Described) -> Described:
         return dense(self.library, array)
@@ -87,9 +79,11 @@ class Operands:
     def parameter(self, values: Any, name: str) -> Described:
         """Per-channel values as (channels,), in the order that kernels have the channels."""
         described = self.library.parameter(values, name, self.x)
-        checks.check_channel_shape(described.shape, name, self.layout.channel_shape)
-        ordered = self._dense(self._ordered(described))
-        return ordered if ordered.ndim == 1 else ordered.reshape((self.layout.channels,))
+        if described.shape != self.layout.channel_shape:
+            raise checks.channel_shape(name, self.layout.channel_shape, described.shape)
+        if described.ndim == 1:
+            return described if self.library.parameters_are_dense else self._dense(described)
+        return self._dense(self._ordered(described)).reshape((self.channels,))
 
     def parameters(self, gamma: Any, beta: Any) -> Parameters:
         """The affine parameters; None stays None."""
@@ -132,37 +126,32 @@ class Operands:
     def saved(self, values: Array) -> Described:
         """What a forward saved, its channels in C order, as (SAVED, channels) for launchers."""
         described = self.library.describe(values, "values", self.x)
-        checks.check_saved(described, self.layout.channels)
+        checks.check_saved(described, self.channels)
         return self._dense(from_c_order(self.library, described, self.layout))
 
     # Outputs
 
-    def output(
-        self, out: Array | None, inputs: dict[str, Any], over: tuple[str, ...] = ()
-    ) -> Output:
-        """Memory for a result like `x`: new, or `out`.
+    def output(self, out: Described | None) -> Output:
+        """Memory for a result like `x`: new, or `out`, which was checked."""
+        layout, library = self.layout, self.library
+        if out is None and layout.plain:
+            array = library.empty(layout.shape, self.x.dtype, self.x)
+            return array, array.reshape(layout.canonical_shape), False
+        if out is None:
+            out = library.empty(layout.shape, self.x.dtype, self.x, layout.memory)
+        ordered = out.transpose(layout.order)
+        if library.is_dense(ordered):
+            return out, ordered.reshape(layout.canonical_shape), False
+        # Memory that is not of x's order is written by way of a copy.
+        return out, library.empty(layout.canonical_shape, self.x.dtype, self.x), True
+
+    def checked_out(
+        self, out: Array, inputs: dict[str, Any], over: tuple[str, ...] = ()
+    ) -> Described:
+        """`out`, unless the result cannot be written there while `inputs` are read.
 
         over: names of the inputs that `out` may be, element for element
-
-        Raises:
-            TypeError, ValueError: the result cannot be written to `out` while `inputs` are read.
         """
-        layout = self.layout
-        if out is not None:
-            array = self._checked_out(out, inputs, over)
-        elif layout.plain:
-            array = self.library.empty(layout.shape, self.x.dtype, self.x)
-            return Output(array, array.reshape(layout.canonical_shape), False)
-        else:
-            array = self.library.empty(layout.shape, self.x.dtype, self.x, layout.memory)
-        view = self._view(array)
-        if view is not None:
-            return Output(array, view, False)
-        # Memory that is not of x's order is written by way of a copy.
-        canonical = self.library.empty(layout.canonical_shape, self.x.dtype, self.x)
-        return Output(array, canonical, True)
-
-    def _checked_out(self, out: Array, inputs: dict[str, Any], over: tuple[str, ...]) -> Described:
         described = self.library.out(out, self.x)
         checks.check_like(described, "out", self.x)
         if not self.library.is_writable(described):
@@ -189,15 +178,16 @@ class Operands:
             array = self.library.describe(given[name], name, self.x)
         ordered = self._ordered(array)
         if array.dtype == dtype and self.library.is_dense(ordered):
-            return Output(array, ordered.reshape((self.layout.channels,)), False)
-        return Output(array, self.library.empty((self.layout.channels,), dtype, self.x), True)
+            return array, ordered.reshape((self.channels,)), False
+        return array, self.library.empty((self.channels,), dtype, self.x), True
 
     def finish(self, output: Output) -> Array:
         """The result, written, as the caller gets it."""
-        if output.apart:
-            ordered = self._ordered(output.array)
-            self.launch.copy(output.canonical.reshape(ordered.shape), ordered)
-        return self.library.array(output.array)
+        array, canonical, apart = output
+        if apart:
+            ordered = self._ordered(array)
+            self.launch.copy(canonical.reshape(ordered.shape), ordered)
+        return self.library.array(array)
 
     def _ordered(self, array: Described) -> Described:
         """The axes of an array as kernels take them; those of a single channel axis are."""
@@ -205,7 +195,7 @@ class Operands:
 
     def table(self, rows: int, dtype: Any) -> Described:
         """New memory for `rows` rows of channels."""
-        return self.library.empty((rows, self.layout.channels), dtype, self.x)
+        return self.library.empty((rows, self.channels), dtype, self.x)
 
     def rows(self, table: Described) -> tuple[Array, ...]:
         """The rows of such memory, as the caller has per-channel values."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, Library
+from .arrays import Array, Described, Library
 from .channels import Reference
 from .operands import dense
 from .renorm import RenormClipping
@@ -66,27 +66,21 @@ class BatchStatistics:
         if not isinstance(other, BatchStatistics):
             raise TypeError(f"other must be a BatchStatistics, got {type(other).__name__}")
         library = library_of(self.mean)
-        mine, others = self._flat(library), other._flat(library)
-        if other.mean.shape != self.mean.shape:
+        first = library.parameter(self.mean, "mean", None)
+        mine, others = self._described(library, first), other._described(library, first)
+        if others[1].shape != first.shape:
             raise ValueError(
                 f"statistics to be merged must have one shape, "
-                f"got {tuple(self.mean.shape)} and {tuple(other.mean.shape)}"
+                f"got {first.shape} and {others[1].shape}"
             )
-        merged = library.empty((3, mine[0].size), np.float64, mine[0])
-        launchers_of(library).merge_statistics(mine, others, merged)
-        return BatchStatistics(*library.rows(merged, tuple(self.mean.shape)))
+        flat = [dense(library, each).reshape((first.size,)) for each in (*mine, *others)]
+        merged = library.empty((3, first.size), np.float64, first)
+        launchers_of(library).merge_statistics(tuple(flat[:3]), tuple(flat[3:]), merged)
+        return BatchStatistics(*library.rows(merged, first.shape))
 
-    def _flat(self, library: Library) -> tuple[Any, ...]:
-        """Count, mean and variance, described as those of a library and flat."""
-        described = (
-            library.reals(values, name, None)
-            for name, values in (
-                ("count", self.count),
-                ("mean", self.mean),
-                ("variance", self.variance),
-            )
-        )
-        return tuple(dense(library, each).reshape((each.size,)) for each in described)
+    def _described(self, library: Library, like: Described) -> tuple[Described, ...]:
+        given = {"count": self.count, "mean": self.mean, "variance": self.variance}
+        return tuple(library.parameter(values, name, like) for name, values in given.items())
 
     def to_host(self) -> BatchStatistics:
         """The same as NumPy arrays; waits for the device where they are on one."""

@@ -1,10 +1,8 @@
 """``python -m numbabn``: what it prints, and how it ends."""
 
 import importlib
-import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,16 +120,3 @@ def test_a_table_is_aligned_markdown():
         "| forward | 1.5 |\n"
         "| copy    |  10 |"
     )  # fmt: skip
-
-
-def test_the_code_in_readme_runs(tmp_path, monkeypatch):
-    readme = Path(__file__).parent.parent / "README.md"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    # What needs Keras or a device is run where they are, by the tests of those.
-    blocks = [block for block in blocks if "keras" not in block and "cuda" not in block]
-    assert len(blocks) >= 4
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert json.dumps(names["layer"].get_config())

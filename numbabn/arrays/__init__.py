@@ -28,6 +28,8 @@ class Library(ABC):
     # Whether moving statistics are moved in the arrays that hold them, which a captured CUDA graph
     # needs. Otherwise new ones take their place all at once, which an interrupt cannot split.
     moves_in_place: bool
+    # Whether what `parameter` gives is contiguous, if of rank 1.
+    parameters_are_dense: bool
 
     def __reduce__(self) -> str:
         # There is one of each, also after pickling: the name of the global that it is.
@@ -55,7 +57,7 @@ class Library(ABC):
         """Whether an array is not read-only."""
 
     @abstractmethod
-    def parameter(self, values: Any, name: str, like: Described) -> Described:
+    def parameter(self, values: Any, name: str, like: Described | None) -> Described:
         """Values that kernels read as one float a channel, of any shape."""
 
     @abstractmethod

@@ -129,6 +129,7 @@ class OnDevice(Library):
 
     where = "on a CUDA device"
     moves_in_place = True
+    parameters_are_dense = False
 
     @abstractmethod
     def read(self, array: Array) -> DeviceArray:

@@ -18,8 +18,11 @@ class NumPy(Library):
 
     name, where = "numpy", "in NumPy"
     moves_in_place = False
+    parameters_are_dense = True
 
     def describe(self, array: Any, name: str, like: Any = None) -> NDArray[Any]:
+        if type(array) is np.ndarray:
+            return array
         if not isinstance(array, np.ndarray):
             _refuse_device(array, name)
             raise TypeError(
@@ -43,9 +46,9 @@ class NumPy(Library):
         return bool(described.flags.writeable)
 
     def parameter(self, values: Any, name: str, like: Any) -> NDArray[Any]:
-        # A copy unless the array is as plain as most are: compiled code knows no others.
         array = values if type(values) is np.ndarray else _host_array(values, name)
         if array.dtype in _PARAMETERS:
+            # A copy unless the array is as plain as most are: compiled code knows no others.
             return array if array.flags.carray else array.copy()
         if array.dtype.kind not in "fiu" and float_name(array.dtype) is None:
             raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")

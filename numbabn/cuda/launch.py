@@ -2,6 +2,42 @@
 
 INTERFACE
 
+    mask_of(on, layout)                 a mask as this target's kernels read it
+    statistics(x, mask, saved)          count, mean and variance
+    forward(x, mask, parameters, epsilon, reference, moving, out, saved)
+                                        normalize by the batch's own statistics, and move `moving`
+    normalize(x, mean, variance, parameters, epsilon, out)
+                                        normalize by statistics that are given
+    constants(mean, variance, gamma, saved)
+                                        what a forward would save whose statistics these are
+    backward(dy, x, saved, mask, epsilon, training, out, gradients)
+                                        the gradient of a forward, or of `normalize`
+    renorm_correction(mean, variance, reference, epsilon, corrections)
+    merge_statistics(one, other, merged)
+    copy(source, target)                target[...] = source
+    mark(source, target)                target[...] = source != 0, in bytes
+
+Arrays are in canonical form and contiguous, what is filled is given by the caller, and None is
+what is not there, or not wanted.
+
+    x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64
+    on                      bool or uint8, of x's rank as the caller has it; each size x's, or 1
+    mask                    what `mask_of` gave
+    parameters              `Parameters`: gamma and beta, (channels,)
+    mean, variance, gamma   (channels,)
+    reference               a `Reference`: what renorm corrects against
+    moving                  a `Moving`: statistics, and where they go once moved
+    saved                   (SAVED, channels) float64: count, mean, variance, r, d, gamma
+    gradients               (GRADIENTS, channels) float32, or float64 where x is: dgamma, dbeta
+    training                False where the statistics were constants: `mask` plays no part, and
+                            without `gradients` neither does x
+    corrections             (2, n) float64: r and d of n channels
+    one, other              (count, mean, variance), each (n,)
+    merged                  (3, n) float64: the same of both together
+    source, target          of one shape
+
+END OF INTERFACE
+
 Arrays are `DeviceArray`s. Everything goes to the stream of `x`, and nothing waits for it. Scratch
 comes from the library of `x`, whose allocator hands memory on in the order of that stream, and
 lives as long as the call: CUDA graphs can be captured, and calls on two streams share nothing.

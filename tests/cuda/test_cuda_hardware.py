@@ -1,7 +1,6 @@
 """What only a device has: streams, graphs, other libraries' arrays, and large tensors."""
 
 import re
-from pathlib import Path
 
 import cupy
 import numpy as np
@@ -12,6 +11,7 @@ import numbabn
 import reference
 from arrays import DTYPES, make_case
 from devices import assert_agrees, get, put
+from pages import ROOT, run
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = DTYPES
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -250,10 +250,6 @@ def test_work_is_on_the_device_of_x(number):
     np.testing.assert_allclose(y.cpu().numpy(), expected.y, atol=4e-6)
 
 
-def test_the_code_in_readme_runs():
-    readme = Path(__file__).parents[2] / "README.md"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = (block for block in blocks if "cuda" in block)
-    names = {"numbabn": numbabn}
-    exec(compile(block, "README.md", "exec"), names)
+def test_the_code_in_pages_runs():
+    names = run(ROOT / "docs" / "gpu.md", frozenset({"cuda"}))
     assert torch.isfinite(names["dx"]).all()

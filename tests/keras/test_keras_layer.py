@@ -183,7 +183,7 @@ def test_like_keras_over_several_steps(data):
     np.testing.assert_allclose(array(ours(x)), array(keras_own(x)), 1e-5, 1e-5)
 
 
-# What differs from Keras's layer on purpose, as a list in README.
+# What differs from Keras's layer on purpose, as a list in docs/guide.md.
 
 
 @pytest.mark.parametrize("mode", MODES)
