@@ -28,6 +28,7 @@ from ..targets import to_host
 Arrays = dict[str, Any]
 Inputs = Mapping[str, Any]
 Wanted = tuple[str, ...] | None
+Compute = Callable[..., Arrays]  # see COMPUTE
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ def _normalize_backward(
 # `wanted`, or all that exist where that is None. Operands are only read. What `outputs` holds is
 # written there where that saves a copy: the first result, and statistics, all or none. On a device
 # statistics have at least 32 bits.
-COMPUTE: dict[str, Callable[[Inputs, Attributes, Wanted, Inputs], Arrays]] = {
+COMPUTE: dict[str, Compute] = {
     FORWARD.name: _forward,
     BACKWARD.name: _backward,
     NORMALIZE.name: _normalize,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 BACKEND = keras.backend.backend()
@@ -15,6 +16,9 @@ MODES = {
     "numpy": ("eager",),
 }[BACKEND]
 TRAINS = BACKEND != "numpy"
+on_one_backend = pytest.mark.skipif(
+    BACKEND != "torch", reason="no backend plays a part: once is enough"
+)
 
 
 class Step(NamedTuple):

@@ -20,6 +20,10 @@ pytestmark = pytest.mark.jit
 WEIGHTS = np.random.default_rng(1).normal(size=(16, 8, 16, 32))
 PLAIN = attributes_of()
 caller = caller_of("tensorflow")
+NOT_LOADED = (
+    "numbabn: the kernels of this program are not loaded: it was not traced in this process"
+)
+MISFIT = "numbabn: the size or dtype of a buffer is not what this program was traced for"
 train = caller.train
 
 
@@ -188,11 +192,11 @@ def test_inference_computes_the_gradients_apart(batch):
 # Errors
 
 
-def test_mask_that_does_not_fit(batch):
+def test_mask_that_does_not_fit_in_an_open_shape(batch):
     x, gamma, beta = batch
-    message = r"mask of shape \(3,\) does not fit x of shape \(16, 8, 16, 32\)"
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        train(x, gamma, beta, tf.ones(3, bool))
+    message = (
+        r"mask of shape \(3,\) does not fit x of shape \(16, 8, 16, 32\): expected the rank of"
+    )
     open_shapes = tf.function(
         lambda mask: train(x, gamma, beta, mask)["y"], input_signature=[tf.TensorSpec([None])]
     )
@@ -202,7 +206,7 @@ def test_mask_that_does_not_fit(batch):
 
 def test_parameters_that_do_not_fit(batch):
     x, gamma, _ = batch
-    with pytest.raises(tf.errors.InvalidArgumentError, match="the size or dtype of a buffer"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=MISFIT):
         train(x, gamma, tf.ones(5))
 
 
@@ -217,7 +221,7 @@ def test_graph_of_another_process(batch):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         feed, *_ = tf.graph_util.import_graph_def(definition, return_elements=["x:0"])
         (node,) = (each for each in session.graph.get_operations() if "Numbabn" in each.type)
-        with pytest.raises(tf.errors.FailedPreconditionError, match="not traced in this process"):
+        with pytest.raises(tf.errors.FailedPreconditionError, match=NOT_LOADED):
             session.run(node.outputs[0], {feed: x.numpy()})
 
 

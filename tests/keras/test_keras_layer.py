@@ -3,11 +3,12 @@
 import doctest
 import importlib
 import inspect
+import re
 
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, MODES, TRAINS, array, step, weights_of
+from backends import BACKEND, MODES, TRAINS, array, on_one_backend, step, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -139,6 +140,19 @@ def test_training_none_is_inference():
     assert array(layer.moving_mean).tolist() == [0, 0, 0]
 
 
+def size_of_terms(layer, x, dy, mask, clipping):
+    """The greatest of the terms whose difference is dx in training: gamma · r · rstd · dy."""
+    weights = weights_of(layer)
+    result, _ = reference.training_step(
+        weights, x, axis=layer.axis, mask=mask, momentum=layer.momentum, epsilon=layer.epsilon,
+        renorm=layer.renorm, renorm_momentum=layer.renorm_momentum, clipping=clipping,
+    )  # fmt: skip
+    g = weights.get("gamma", 1.0) * result.r
+    g = g / np.sqrt(result.statistics.variance + layer.epsilon)
+    terms = dy * reference.broadcastable(g, x.shape, layer.axis)
+    return max(1.0, np.abs(terms).max())
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_like_keras_over_several_steps(data):
@@ -170,11 +184,13 @@ def test_like_keras_over_several_steps(data):
         if masked:
             mask = rng.random(shape[:-1]) < 0.8
             mask.flat[0] = True  # One position is enough: see test_fully_masked_batch.
+        terms = size_of_terms(ours, x, dy, mask, arguments["renorm_clipping"])
         got, expected = (step(layer, x, dy, mask=mask) for layer in (ours, keras_own))
         # Variances of two or three elements are small, and gradients divide by their roots.
         np.testing.assert_allclose(got.y, expected.y, 1e-3, 1e-3)
         if TRAINS:
-            np.testing.assert_allclose(got.dx, expected.dx, 2e-2, 2e-2)
+            # A difference of terms, in the float32 of Keras's layer.
+            np.testing.assert_allclose(got.dx, expected.dx, 0, 2e-5 * terms)
             for name, values in expected.gradients.items():
                 np.testing.assert_allclose(got.gradients[name], values, 2e-3, 2e-3)
     for name, values in weights_of(keras_own).items():
@@ -270,6 +286,7 @@ def test_limits_of_every_kind():
     assert len(layer.weights) == 7  # The Variable has not become a weight.
 
 
+@on_one_backend
 def test_limits_in_the_configuration():
     layer = BatchNormalization(
         renorm=True,
@@ -291,6 +308,7 @@ def test_none_is_no_limit():
     check_against_oracle(layer, x, clipping={"dmax": 1.0})
 
 
+@on_one_backend
 @pytest.mark.parametrize(
     ("clipping", "error", "message"),
     [
@@ -325,13 +343,14 @@ def test_wrong_limits(clipping, error, message):
 
 def test_wrong_limit_found_when_it_is_read():
     layer = BatchNormalization(renorm=True, renorm_clipping={"dmax": lambda: -1.0})
-    with pytest.raises(Exception, match=r"renorm clipping.* dmax must not be negative"):
+    with pytest.raises(Exception, match=r"renorm clipping: dmax must not be negative, got -1\.0"):
         layer(ops.ones((4, 3)), training=True)
 
 
 # Arguments and shapes.
 
 
+@on_one_backend
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -352,6 +371,7 @@ def test_wrong_arguments(arguments, error, message):
     assert str(caught.value) == message
 
 
+@on_one_backend
 @pytest.mark.parametrize(
     ("axis", "shape", "message"),
     [
@@ -372,9 +392,8 @@ def test_wrong_arguments(arguments, error, message):
     ],
 )
 def test_wrong_shapes(axis, shape, message):
-    with pytest.raises(ValueError, match=r"axis|channels") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         BatchNormalization(axis).build(shape)
-    assert str(caught.value) == message
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="the one backend that synchronizes")
@@ -397,6 +416,7 @@ def test_integers_are_cast():
     np.testing.assert_allclose(array(y), reference.forward(x).y, 1e-5, 1e-5)
 
 
+@on_one_backend
 def test_keras_arguments_in_keras_order():
     ours, keras_own = (
         list(inspect.signature(layer.__init__).parameters.values())

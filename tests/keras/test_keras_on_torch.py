@@ -267,7 +267,11 @@ def test_other_devices_are_refused(monkeypatch):
     class Fake(torch.Tensor):
         device = Elsewhere()
 
-    with pytest.raises(TypeError, match=r"x is on the device mps:0: numbabn\.keras computes on"):
+    message = (
+        r"^x is on the device mps:0: numbabn\.keras computes on the CPU or on a CUDA device, where "
+        r"x and all other inputs have to be \(see keras\.device\)$"
+    )
+    with pytest.raises(TypeError, match=message):
         bridge._array(tensor(4, 3).as_subclass(Fake), "x")
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import array
+from backends import array, on_one_backend
 from keras import layers
 
 from numbabn.keras import BatchNormalization, RenormClippingSchedule
@@ -33,6 +33,7 @@ class Seen(keras.callbacks.Callback):
         self.limits.append(dict(self.model.get_layer("bn").renorm_clipping))
 
 
+@on_one_backend
 def test_the_ramp_of_the_paper():
     schedule = RenormClippingSchedule()
     assert schedule.limits(0) == {"rmin": 1.0, "rmax": 1.0, "dmax": 0.0}
@@ -45,6 +46,7 @@ def test_the_ramp_of_the_paper():
     assert schedule.limits(40000) == {"rmin": 1 / 3, "rmax": 3.0, "dmax": 5.0}
 
 
+@on_one_backend
 def test_a_step_as_ramp():
     schedule = RenormClippingSchedule(rmax_steps=(3, 3), dmax_steps=(0, 0))
     assert [schedule.limits(step)["rmax"] for step in (2, 3, 4)] == [1.0, 3.0, 3.0]
@@ -108,11 +110,17 @@ def test_backup_and_restore(first, tmp_path):
     assert seen.limits == [schedule.limits(step) for step in range(4, 12)]
 
 
+@on_one_backend
 def test_needs_a_renorm_layer():
-    with pytest.raises(ValueError, match=r"needs a model with a numbabn"):
+    with pytest.raises(
+        ValueError,
+        match=r"^RenormClippingSchedule needs a model with a numbabn\.keras\.BatchNormalization "
+        r"with renorm=True, and 'sequential(_\d+)?' has none: see numbabn\.keras\.convert$",
+    ):
         model_with().fit(X, Y, verbose=0, callbacks=[RenormClippingSchedule()])
 
 
+@on_one_backend
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

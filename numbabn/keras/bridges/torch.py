@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from ml_dtypes import bfloat16
 
 from ...embedded.operations import Operation, Shaped
-from ..operations import COMPUTE, Function
+from ..operations import COMPUTE, Compute, Function, Wanted
 from . import SECOND_DERIVATIVE, read_late
 
 SUPPORTS_JIT = True  # torch.compile: apply() is a break in its graph.
@@ -34,7 +35,7 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Ten
         result = _Differentiable.apply(function, attributes, inputs, results, *arguments)
         results[function.result] = result
     else:
-        results = _run(function.forward, inputs, attributes)
+        results = _compute_of(function.forward, inputs)(_arrays(inputs), attributes, None, {})
     return {name: _tensor(each) for name, each in results.items() if name not in function.residuals}
 
 
@@ -49,7 +50,8 @@ class _Differentiable(torch.autograd.Function):
         ctx: Any, function: Function, attributes: Any, inputs: Tensors, results: Tensors,
         *arguments: Any,
     ) -> Any:  # fmt: skip
-        results.update(_run(function.forward, inputs, attributes))
+        compute = _compute_of(function.forward, inputs)
+        results.update(compute(_arrays(inputs), attributes, None, {}))
         everything = {**inputs, **results}
         kept = {name: everything[name] for name in function.kept if name in everything}
         # save_for_backward notices a tensor that is changed in place before the backward.
@@ -65,7 +67,8 @@ class _Differentiable(torch.autograd.Function):
         inputs |= {**ctx.others, "d" + function.result: gradient}
         needed = zip(function.arguments, ctx.needs_input_grad[4:], strict=True)
         wanted = tuple("d" + name for name, need in needed if need)
-        found = _run(function.backward, inputs, ctx.attributes, wanted)
+        compute = _compute_of(function.backward, inputs)
+        found = compute(_arrays(inputs), ctx.attributes, wanted, {})
         tensors = [_tensor(found[name]) for name in wanted]
         if torch.is_grad_enabled():
             # The gradient is to be differentiated (create_graph=True): that must not be silent.
@@ -89,24 +92,24 @@ class _Undifferentiable(torch.autograd.Function):
         raise NotImplementedError(SECOND_DERIVATIVE.format(ctx.name))
 
 
-def _run(
-    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None = None
-) -> Tensors:
-    """The results of `operation`, all or those that are `wanted`, as arrays or as tensors."""
+def _compute_of(operation: Operation, inputs: Tensors) -> Compute:
+    """What computes `operation` where its inputs are: they go there as `_arrays`."""
     first = inputs[operation.operands[0]]
     if first.is_meta:
-        return _meta(operation, inputs, attributes, wanted)
-    arrays = {name: _array(value, name) for name, value in inputs.items()}
-    if not first.is_cuda:
-        return COMPUTE[operation.name](arrays, attributes, wanted, {})
-    moved = {name: arrays[name] for name in operation.moved if name in arrays}
-    arrays |= {name: each.float() for name, each in moved.items() if each.itemsize < 4}
-    results = COMPUTE[operation.name](arrays, attributes, wanted, {})
+        return partial(_compute_shapes, operation)
+    return partial(_compute_on_device, operation) if first.is_cuda else COMPUTE[operation.name]
+
+
+def _compute_on_device(operation: Operation, inputs: Tensors, *others: Any) -> Tensors:
+    # What is moved on a device has at least 32 bits.
+    moved = {name: inputs[name] for name in operation.moved if name in inputs}
+    wide = {name: each.float() for name, each in moved.items() if each.itemsize < 4}
+    results = COMPUTE[operation.name]({**inputs, **wide}, *others)
     return {**results, **{name: results[name].to(each.dtype) for name, each in moved.items()}}
 
 
-def _meta(
-    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None
+def _compute_shapes(
+    operation: Operation, inputs: Tensors, attributes: Any, wanted: Wanted, outputs: Tensors
 ) -> Tensors:
     """Tensors without memory, with which Keras finds out shapes."""
     given = {
@@ -121,12 +124,16 @@ def _meta(
     }
 
 
+def _arrays(inputs: Tensors) -> Tensors:
+    """The memory of tensors as NumPy arrays; those that are not on the CPU stay tensors."""
+    return {name: _array(value, name) for name, value in inputs.items()}
+
+
 def _array(value: Any, name: str) -> Any:
-    """The memory of a tensor as a NumPy array; a tensor still where it is on a CUDA device."""
     if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
+        return value
     tensor = value.detach()
-    if tensor.is_cuda:
+    if tensor.is_cuda or tensor.is_meta:
         return tensor
     if value.device.type != "cpu":
         raise TypeError(
