@@ -82,15 +82,18 @@ class Operation:
         """The operands of which new values come back."""
         return tuple(name for name in self.results if name in self.operands)
 
+    def results_beside(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The results that there are, by the operands that are there."""
+        return tuple(name for name in self.results if name in inputs or name not in self.operands)
+
     def results_of(self, inputs: Mapping[str, Shaped], attributes: Attributes) -> dict[str, Shaped]:
-        """What each result is."""
+        """What each of them is."""
         dtypes = {name: each.dtype for name, each in inputs.items()}
         return {
             name: Shaped(
                 result_shape(name, inputs["x"].shape, attributes.axis), result_dtype(name, dtypes)
             )
-            for name in self.results
-            if name in inputs or name not in self.operands
+            for name in self.results_beside(inputs)
         }
 
 

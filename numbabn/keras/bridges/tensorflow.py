@@ -40,7 +40,8 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Ten
         for name, value in inputs.items()
     }
     if compiled.serves(function.forward, given, attributes) and compiled.is_available():
-        results = _call(function.forward, given, attributes, None, _Forward(function, attributes))
+        wanted = function.forward.results_beside(given)
+        results = _call(function.forward, given, attributes, wanted, _Forward(function, attributes))
     else:
         results = _apply_in_python(function, given, attributes)
     return {name: value for name, value in results.items() if name not in function.residuals}
@@ -58,16 +59,14 @@ def _call(
     operation: Operation,
     inputs: Tensors,
     attributes: Any,
-    wanted: tuple[str, ...] | None,
+    wanted: tuple[str, ...],
     context: Any,
 ) -> Tensors:
-    """The outputs of `operation`, all of them or those that are `wanted`."""
-    shapes = operation.results_of(_specs(inputs), attributes)
-    wanted = tuple(shapes) if wanted is None else wanted
     readers = {name: value.read for name, value in inputs.items() if isinstance(value, Late)}
     tensors = {name: value for name, value in inputs.items() if name not in readers}
     results = compiled.call(operation.name, tensors, readers, attributes, wanted, context)
     if not tf.executing_eagerly():
+        shapes = operation.results_of(_known(tensors), attributes)
         for name, tensor in results.items():
             tensor.set_shape(shapes[name].shape)
     return results
@@ -110,8 +109,11 @@ tf.RegisterGradient(compiled.OPERATOR)(_gradient)
 
 def _apply_in_python(function: Function, given: Tensors, attributes: Any) -> Tensors:
     # Outside of custom_gradient, which would ask what to do with the Variables that are read.
-    fixed = {name: _stopped(value) for name, value in given.items()}
-    results = _run(function.forward, fixed, attributes)
+    fixed = {
+        name: tf.stop_gradient(value) if tf.is_tensor(value) else value
+        for name, value in given.items()
+    }
+    results = _run(function.forward, fixed, attributes, function.forward.results_beside(given))
     everything = {**fixed, **results}
     kept = {name: everything[name] for name in function.kept if name in everything}
     names = tuple(name for name in function.arguments if name in given)
@@ -121,8 +123,8 @@ def _apply_in_python(function: Function, given: Tensors, attributes: Any) -> Ten
     def differentiable(*arguments: Any) -> Any:
         def gradient(dy: Any) -> Any:
             inputs = {**kept, "d" + function.result: dy}
-            dtypes = [argument.dtype for argument in arguments]
-            return _gradient_in_python(function, names, dtypes, inputs, attributes)
+            wanted = {"d" + name: given[name].dtype for name in names}
+            return _gradient_in_python(function, inputs, attributes, wanted)
 
         return result, gradient
 
@@ -130,62 +132,51 @@ def _apply_in_python(function: Function, given: Tensors, attributes: Any) -> Ten
     return results
 
 
-def _stopped(value: Any) -> Any:
-    return value if isinstance(value, Late) else tf.stop_gradient(value)
-
-
 def _gradient_in_python(
-    function: Function, names: tuple[str, ...], dtypes: list[Any], inputs: Tensors, attributes: Any
+    function: Function, inputs: Tensors, attributes: Any, wanted: Mapping[str, Any]
 ) -> Any:
-    tensors = {name: value for name, value in inputs.items() if tf.is_tensor(value)}
-    others = {name: value for name, value in inputs.items() if name not in tensors}
+    """wanted: the dtypes of the gradients, by name"""
 
     @tf.custom_gradient
     def undifferentiable(*values: Any) -> Any:
         def gradient(*_: Any) -> Any:
             raise NotImplementedError(SECOND_DERIVATIVE.format(function.forward.name))
 
-        given = {**dict(zip(tensors, values, strict=True)), **others}
-        wanted = tuple("d" + name for name in names)
-        found = _run(function.backward, given, attributes, wanted)
-        gradients = tuple(
-            tf.cast(found[name], dtype) for name, dtype in zip(wanted, dtypes, strict=True)
-        )
-        return gradients, gradient
+        given = dict(zip(inputs, values, strict=True))
+        found = _run(function.backward, given, attributes, tuple(wanted))
+        return tuple(tf.cast(found[name], dtype) for name, dtype in wanted.items()), gradient
 
-    return undifferentiable(*tensors.values())
+    return undifferentiable(*inputs.values())
 
 
 def _run(
-    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...] | None = None
+    operation: Operation, inputs: Tensors, attributes: Any, wanted: tuple[str, ...]
 ) -> Tensors:
-    """The results of `operation`, all of them or those that are `wanted`."""
-    shapes = operation.results_of(_specs(inputs), attributes)
-    wanted = tuple(shapes) if wanted is None else wanted
     if tf.executing_eagerly():
         arrays = {name: np.asarray(value) for name, value in read_late(inputs).items()}
         results = _host(operation, arrays, attributes, wanted)
         return {name: _tensor(results[name]) for name in wanted}
-    names = tuple(name for name in inputs if tf.is_tensor(inputs[name]))
-    others = {name: value for name, value in inputs.items() if name not in names}
+    tensors = {name: value for name, value in inputs.items() if tf.is_tensor(value)}
+    late = {name: value for name, value in inputs.items() if name not in tensors}
+    shapes = operation.results_of(_known(tensors), attributes)
 
     def host(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
-        given = {**dict(zip(names, arrays, strict=True)), **read_late(others)}
+        given = {**dict(zip(tensors, arrays, strict=True)), **read_late(late)}
         results = _host(operation, given, attributes, wanted)
         return [results[name] for name in wanted]
 
-    tensors = tf.numpy_function(
+    found = tf.numpy_function(
         host,
-        [inputs[name] for name in names],
+        list(tensors.values()),
         [tf.as_dtype(shapes[name].dtype) for name in wanted],
         # Nothing but its results: TensorFlow may leave it out where nobody reads those.
         stateful=False,
         # XLA names the operation that it cannot compile.
         name=f"numbabn_{operation.name}_is_not_for_XLA_so_use_jit_compile_False",
     )
-    for name, tensor in zip(wanted, tensors, strict=True):
+    for name, tensor in zip(wanted, found, strict=True):
         tensor.set_shape(shapes[name].shape)
-    return dict(zip(wanted, tensors, strict=True))
+    return dict(zip(wanted, found, strict=True))
 
 
 def _host(
@@ -218,11 +209,9 @@ def _tensor(array: NDArray[Any]) -> Any:
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def _specs(inputs: Tensors) -> dict[str, Shaped]:
-    """What is known of inputs; of a `Late` one, what it is read as."""
+def _known(tensors: Tensors) -> dict[str, Shaped]:
+    """What is known of tensors in a graph."""
     return {
-        name: Shaped(tuple(value.shape) if value.shape.rank is not None else (), value.dtype.name)
-        if tf.is_tensor(value)
-        else Shaped((), "float32")
-        for name, value in inputs.items()
+        name: Shaped(tuple(each.shape) if each.shape.rank is not None else (), each.dtype.name)
+        for name, each in tensors.items()
     }
