@@ -37,13 +37,14 @@ elementwise = njit(fastmath={"contract"}, forceinline=True, **_INNER)
 exact = njit(fastmath=False, **_INNER)
 
 
-# Where everything that is compiled for the CPU comes from, `formulas` apart.
+# Where everything that is compiled for the CPU comes from, and the names that plans have places for.
 _FOLDERS = ("cpu", "embedded")
+_FILES = ("formulas", "channels", "statistics", "renorm")
 
 
 def _sources_digest():
     package = Path(__file__).parent.parent
-    sources = [package / "formulas.py", package / "channels.py"]
+    sources = [package / f"{name}.py" for name in _FILES]
     for folder in _FOLDERS:
         sources += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256()

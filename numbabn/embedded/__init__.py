@@ -1,9 +1,10 @@
 """The operations inside compiled programs: a framework calls the kernels, without Python.
 
 What any framework that can call a C function needs; `xla` and `tensorflow` have what is
-of one framework. Such a function gets buffers (`memory`) and a *plan*, integers that say which
-kernels run and on which of the buffers (`plans`), and does what the plan says (`execution`). A
-plan names its kernels by their place in a table, which each process fills (`table`,
+of one framework. What an operation takes and returns is described once (`operations`), and both
+bring it into programs by that. The function gets buffers (`memory`) and a *plan*, integers that say
+which kernels run and on which of the buffers (`plans`), and does what the plan says (`execution`).
+A plan names its kernels by their place in a table, which each process fills (`table`,
 `process`): neither compiled functions, which are cached, nor programs, which are kept, may
 hold an address.
 

@@ -80,6 +80,6 @@ step_at = STEPS.entry
 
 
 def place_of(step, dtype_name, by_rows):
-    """The place of a step of `kernels`."""
+    """The place of a step of `cpu.steps`."""
     dtype = list(DTYPES).index(dtype_name)
     return (_FUNCTIONS.index(step) * len(DTYPES) + dtype) * _LAYOUTS + by_rows

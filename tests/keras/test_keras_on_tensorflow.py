@@ -90,15 +90,15 @@ def test_output_outlives_what_made_it():
 @pytest.mark.parametrize("training", [True, False])
 def test_unused_gradients_leave_the_graph(training, monkeypatch):
     """What nobody reads does not run: here dx, and with it in training all of the backward."""
-    from numbabn.embedded.tensorflow import records as specs
+    from numbabn.embedded.tensorflow import records
 
     ran = []
 
-    def spy(spec, signature, make=specs._make_record):
+    def spy(spec, signature, make=records._make_record):
         ran.append(spec.results[0])
         return make(spec, signature)
 
-    monkeypatch.setattr(specs, "_make_record", spy)  # Needed when a call runs first.
+    monkeypatch.setattr(records, "_make_record", spy)  # Needed when a call runs first.
     layer = built(epsilon=3e-3 if training else 4e-3)  # As no other test has it.
 
     @tf.function

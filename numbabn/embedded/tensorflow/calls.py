@@ -75,8 +75,9 @@ def _operand(name, value):
     """An input as the kernel reads it."""
     if OPERANDS[name] == MASK and value.dtype != tf.bool:
         return tf.not_equal(value, tf.zeros((), value.dtype))
-    dtype = read_dtype(name, value.dtype.name)
-    return value if value.dtype.name == dtype else tf.cast(value, dtype)
+    given = value.dtype.name
+    dtype = read_dtype(name, given)
+    return value if dtype == given else tf.cast(value, dtype)
 
 
 def _run(spec, inputs, label):
@@ -85,7 +86,8 @@ def _run(spec, inputs, label):
     from tensorflow.python.eager import context, execute
 
     index = records.index_of(spec)
-    dtypes = [tf.as_dtype(result_dtype(name, dict(spec.operands))) for name in spec.results]
+    operands = dict(spec.operands)
+    dtypes = [tf.as_dtype(result_dtype(name, operands)) for name in spec.results]
     types = [tensor.dtype.as_datatype_enum for tensor in inputs]
     output_types = [dtype.as_datatype_enum for dtype in dtypes]
     attributes = ("Tin", types, "Tout", output_types, "spec", index)
