@@ -37,7 +37,7 @@ elementwise = njit(fastmath={"contract"}, forceinline=True, **_INNER)
 exact = njit(fastmath=False, **_INNER)
 
 
-# Where everything that is compiled for the CPU comes from, and the names that plans have places for.
+# Where everything that is compiled for the CPU comes from, and the names that have places in plans.
 _FOLDERS = ("cpu", "embedded")
 _FILES = ("formulas", "channels", "statistics", "renorm")
 
