@@ -1,7 +1,9 @@
 """The mathematics of batch normalization, one value at a time.
 
 Plain functions: each target compiles them for its kernels, and those that say so take
-arrays too, as they are. Every formula stands here and nowhere else.
+arrays too, as they are. Every formula stands here and nowhere else. Those of an element have
+one signature: they find what belongs to its channel in `c`, and do without what they have no use
+for. A target that computes several elements as one gives them its own `centered` and `where`.
 
 The symbols are those of Ioffe and Szegedy 2015 (arXiv 1502.03167) and, for `r` and `d`,
 Ioffe 2017 (arXiv 1702.03275, section 3).
@@ -84,6 +86,43 @@ def input_gradient(gamma, r, rstd, count, sum_dy, sum_dy_xhat):
     if count == 0:
         return scale, 0.0, 0.0
     return scale, sum_dy / count, sum_dy_xhat * rstd / count
+
+
+def centered(value, mean_high, mean_low):
+    """value − mean, for a mean held in two parts because float32 is not enough for it.
+
+    To be compiled without reordering: (value − high) − low is accurate where value − mean is
+    small against the mean; value − (high + low) would lose all of `low`.
+    """
+    return (value - mean_high) - mean_low
+
+
+def where(condition, value, other):
+    """`value` where the condition is not 0, `other` elsewhere."""
+    return value if condition != 0 else other
+
+
+def element_moments(dy, x, c, on):
+    """What an element adds to Σ (x − pivot) and Σ (x − pivot)²; nothing where it is not on."""
+    shifted = where(on, x - c.pivot, 0)
+    return shifted, shifted * shifted
+
+
+def element_y(dy, x, c, on):
+    """y of an element."""
+    return centered(x, c.mean_high, c.mean_low) * c.scale + c.shift
+
+
+def element_gradients(dy, x, c, on):
+    """What an element adds to Σ dy and Σ dy · (x − mean): where dy is 0 nothing, whatever x is."""
+    return dy, where(dy, dy * centered(x, c.mean_high, c.mean_low), dy)
+
+
+def element_dx(dy, x, c, on):
+    """dx of an element, which had part in the statistics where it is on."""
+    value = centered(x, c.mean_high, c.mean_low)
+    inside = centered(dy, c.mean_dy_high, c.mean_dy_low) - c.slope * value
+    return c.scale * where(on, inside, dy)
 
 
 def moving_average(moving, batch, momentum):

@@ -234,7 +234,13 @@ def to_c_order(library: Library, table: Described, layout: Layout) -> Described:
     sizes = [layout.channel_shape[axis] for axis in layout.order]
     ordered = table.reshape((rows, *sizes))
     back = [layout.order.index(axis) + 1 for axis in range(len(sizes))]
-    return dense(library, ordered.transpose((0, *back))).reshape((rows, channels))
+    logical = ordered.transpose((0, *back))
+    if library.is_dense(logical):
+        return table
+    # The caller may get this array: it has its own shape, and no description alone.
+    copy = library.empty((rows, channels), table.dtype, table)
+    launchers_of(library).copy(logical, copy.reshape(logical.shape))
+    return copy
 
 
 def from_c_order(library: Library, table: Described, layout: Layout) -> Described:

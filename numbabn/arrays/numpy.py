@@ -128,7 +128,7 @@ class NumPy(Library):
         if len(shape) == 1:
             return tuple(table)
         if steps is None:
-            return tuple(table.reshape(-1, *shape))
+            return tuple(table.reshape(len(table), *shape))
         strides = [step * table.itemsize for step in steps]
         return tuple(np.ndarray(shape, table.dtype, row, 0, strides) for row in table)
 

@@ -26,15 +26,21 @@ _C_OPTIONS = {"nopython": True, "error_model": "numpy"}
 # Functions that tasks call are compiled into them and cached there; without the wrappers
 # that would let Python and C call them, they compile in half the time.
 _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
-# Sums that may be taken in any order.
-reordering = njit(fastmath=FASTMATH, **_INNER)
+# Sums that may be taken in any order. Inlined in every place, as the next: for the ends of a run
+# or a row, where a call would take as long as they do.
+reordering = njit(fastmath=FASTMATH, _nrt=False, forceinline=True, **_INNER)
 # Element by element: a product and a sum may be fused, nothing is reordered. Some versions of
-# LLVM reorder what they inline into a function that may be, `centered` among it. Inlined in
-# every place, for the ends of a run or a row, where a call would take as long as they do.
-elementwise = njit(fastmath={"contract"}, forceinline=True, **_INNER)
+# LLVM reorder what they inline into a function that may be, `centered` among it.
+elementwise = njit(fastmath={"contract"}, _nrt=False, forceinline=True, **_INNER)
 # Arithmetic whose order matters. fastmath=False is said aloud: a function that says nothing
 # inherits the flags of its caller.
 exact = njit(fastmath=False, **_INNER)
+# The same for the loops over blocks. Numba counts the references of every array that is taken out
+# of a structure, which takes longer than a short row: there nobody counts. Such functions cannot
+# make arrays, and what they are given lives as long as their caller says.
+uncounted = njit(fastmath=False, _nrt=False, **_INNER)
+# Inlined besides, for what is called once a row: structures of arrays are passed on the stack.
+inlined = njit(fastmath=False, _nrt=False, forceinline=True, **_INNER)
 
 
 # Where everything that is compiled for the CPU comes from, and the names that have places in plans.
@@ -56,11 +62,17 @@ def _sources_digest():
 _DIGEST = _sources_digest()
 
 
+def bound(function, **bindings):
+    """A copy of `function` with `bindings` among its globals: one body for several arithmetics."""
+    copy = FunctionType(function.__code__, {**function.__globals__, **bindings}, function.__name__)
+    copy.__qualname__ = function.__qualname__
+    return copy
+
+
 def _named(function, name, **bindings):
-    """A copy of `function` under a name of its own, with `bindings` among its globals."""
-    name = f"{name}_{_DIGEST}"
-    copy = FunctionType(function.__code__, {**function.__globals__, **bindings}, name)
-    copy.__qualname__ = name
+    """`bound`, under a name of its own."""
+    copy = bound(function, **bindings)
+    copy.__name__ = copy.__qualname__ = f"{name}_{_DIGEST}"
     return copy
 
 

@@ -14,9 +14,11 @@ each element is written after it was read, and no element is read later than its
 The Python bodies say what the compiled ones do, and serve where the JIT is off.
 """
 
+from math import prod
+
 import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import carray, config, njit, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
@@ -79,21 +81,33 @@ def write_row(table, row, index, value):
     table[row, index] = value
 
 
+def read_column(table, index, kind):
+    """The first rows of a table at an index, as a NamedTuple of this class."""
+    return kind(*table[: len(kind._fields), index])
+
+
+def write_column(table, index, values):
+    """Write the fields of a NamedTuple to the first rows of a table at an index."""
+    table[: len(values), index] = values
+
+
+def read_fields(array, start, kind):
+    """The elements from ``array[start]`` on, as a NamedTuple of this class."""
+    return kind(*array[start : start + len(kind._fields)])
+
+
+def array_at(memory, start, shape, dtype):
+    """What lies so many words (of 8 bytes) from the beginning of memory, as an array.
+
+    memory: an address; where the JIT is off, an array
+    """
+    part = memory.reshape(-1)[start:].view(dtype)[: prod(shape)]
+    # Where there is less, a mask has no element to be read for.
+    return part if len(shape) == 1 else part.reshape(shape)
+
+
 def prefetch(array, index):
     """Bring the cache line of ``array[index]`` near; `index` may lie beyond the end."""
-
-
-def borrowed(array):
-    """`array`, uncounted: it lives until the original is given to `keep`.
-
-    Whoever passes on an array that was made in a kernel counts its references, atomically,
-    and that takes longer than a short loop, most of all while streamed stores are under way.
-    """
-    return array
-
-
-def keep(array):
-    """What `array` holds is needed until here."""
 
 
 def element_pointer(context, builder, signature, arguments, inbounds=True):
@@ -177,68 +191,118 @@ def _round_shift(builder, bits, shift):
     return builder.lshr(builder.add(builder.add(bits, below_half), odd), shift)
 
 
-def _kinds(module):
-    """LLVM's alias scopes, a list of one for each kind of array."""
-    domain = module.add_metadata(["numbabn"])
-    return {
-        kind: module.add_metadata([module.add_metadata([f"numbabn {kind}", domain])])
-        for kind in ("input", "output", "column")
-    }
-
-
-def mark(builder, instruction, kind):
-    """Tell LLVM that `instruction` touches arrays of `kind` only."""
-    kinds = _kinds(builder.module)
-    scopes = [
-        scope for other, scopes in kinds.items() if other != kind for scope in scopes.operands
-    ]
-    instruction.set_metadata("alias.scope", kinds[kind])
-    instruction.set_metadata("noalias", builder.module.add_metadata(scopes))
-    return instruction
+def _scopes(module, domain, names):
+    """LLVM's alias scopes of a domain, by name."""
+    domain = module.add_metadata([f"numbabn {domain}"])
+    return {name: module.add_metadata([f"numbabn {name}", domain]) for name in names}
 
 
 # The most rows that a table has.
 _ROWS = 16
 
 
-def _cell_pointer(context, builder, signature, arguments):
-    """A cell of a table, (rows, n), whose rows are contiguous; and the row's number."""
-    struct = context.make_array(signature.args[0])(context, builder, arguments[0])
-    row = signature.args[1].literal_value
-    stride = builder.extract_value(struct.strides, 0)
-    offset = builder.mul(stride, ir.Constant(stride.type, row))
-    memory = builder.gep(builder.bitcast(struct.data, ir.IntType(8).as_pointer()), [offset])
-    index = context.cast(builder, arguments[2], signature.args[2], types.intp)
-    start = builder.bitcast(memory, struct.data.type)
-    return builder.gep(start, [index], inbounds=True), row
-
-
-def _mark_row(builder, instruction, row):
-    """Tell LLVM that `instruction` touches rows of this number only."""
+def mark(builder, instruction, kind, row=None):
+    """Tell LLVM that `instruction` touches arrays of `kind` only, and of tables one row."""
     module = builder.module
-    domain = module.add_metadata(["numbabn rows"])
-    scopes = [module.add_metadata([f"numbabn row {k}", domain]) for k in range(_ROWS)]
-    instruction.set_metadata("alias.scope", module.add_metadata([scopes[row]]))
-    others = [scope for k, scope in enumerate(scopes) if k != row]
+    kinds = _scopes(module, "kinds", ("input", "output", "column"))
+    own = [kinds.pop(kind)]
+    others = list(kinds.values())
+    if row is not None:
+        rows = _scopes(module, "rows", range(_ROWS))
+        own.append(rows.pop(row))
+        others += rows.values()
+    instruction.set_metadata("alias.scope", module.add_metadata(own))
     instruction.set_metadata("noalias", module.add_metadata(others))
     return instruction
 
 
+def cell_pointer(context, builder, table, row, index):
+    """A cell of a table, (rows, n), whose rows are contiguous.
+
+    table, index: pairs of a type and a value
+    row: a number
+    """
+    struct = context.make_array(table[0])(context, builder, table[1])
+    stride = builder.extract_value(struct.strides, 0)
+    offset = builder.mul(stride, ir.Constant(stride.type, row))
+    memory = builder.gep(builder.bitcast(struct.data, ir.IntType(8).as_pointer()), [offset])
+    place = context.cast(builder, index[1], index[0], types.intp)
+    return builder.gep(builder.bitcast(memory, struct.data.type), [place], inbounds=True)
+
+
 def _row_reader(typing_context, table, row, index):
     def generate(context, builder, signature, arguments):
-        pointer, number = _cell_pointer(context, builder, signature, arguments)
-        return _mark_row(builder, builder.load(pointer), number)
+        number = signature.args[1].literal_value
+        place = (signature.args[2], arguments[2])
+        pointer = cell_pointer(context, builder, (table, arguments[0]), number, place)
+        return mark(builder, builder.load(pointer), "column", number)
 
     return table.dtype(table, row, index), generate
 
 
 def _row_writer(typing_context, table, row, index, value):
     def generate(context, builder, signature, arguments):
-        pointer, number = _cell_pointer(context, builder, signature, arguments)
-        _mark_row(builder, builder.store(arguments[3], pointer), number)
+        number = signature.args[1].literal_value
+        place = (signature.args[2], arguments[2])
+        pointer = cell_pointer(context, builder, (table, arguments[0]), number, place)
+        mark(builder, builder.store(arguments[3], pointer), "column", number)
         return context.get_dummy_value()
 
     return types.void(table, row, index, table.dtype), generate
+
+
+def _column_reader(typing_context, table, index, kind):
+    column = types.NamedUniTuple(table.dtype, len(kind.instance_class._fields), kind.instance_class)
+
+    def generate(context, builder, signature, arguments):
+        values = []
+        for row in range(column.count):
+            place = (signature.args[1], arguments[1])
+            pointer = cell_pointer(context, builder, (table, arguments[0]), row, place)
+            values.append(mark(builder, builder.load(pointer), "column", row))
+        return context.make_tuple(builder, column, values)
+
+    return column(table, index, kind), generate
+
+
+def _column_writer(typing_context, table, index, values):
+    def generate(context, builder, signature, arguments):
+        for row, given in enumerate(values.types):
+            place = (signature.args[1], arguments[1])
+            pointer = cell_pointer(context, builder, (table, arguments[0]), row, place)
+            value = builder.extract_value(arguments[2], row)
+            value = context.cast(builder, value, given, table.dtype)
+            mark(builder, builder.store(value, pointer), "column", row)
+        return context.get_dummy_value()
+
+    return types.void(table, index, values), generate
+
+
+def _field_reader(typing_context, array, start, kind):
+    fields = types.NamedUniTuple(array.dtype, len(kind.instance_class._fields), kind.instance_class)
+
+    def generate(context, builder, signature, arguments):
+        first = element_pointer(context, builder, signature, arguments)
+        values = [
+            builder.load(builder.gep(first, [_WORD(i)], inbounds=True)) for i in range(fields.count)
+        ]
+        return context.make_tuple(builder, fields, values)
+
+    return fields(array, start, kind), generate
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """An address as `carray` takes it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+def _array_at(memory, start, shape, dtype):
+    return carray(pointer(memory + 8 * start), shape, dtype)
 
 
 def _prefetcher(typing_context, array, index):
@@ -254,22 +318,6 @@ def _prefetcher(typing_context, array, index):
         return context.get_dummy_value()
 
     return types.void(array, index), generate
-
-
-def _borrowed(typing_context, array):
-    def generate(context, builder, signature, arguments):
-        struct = context.make_array(array)(context, builder, arguments[0])
-        struct.meminfo = struct.meminfo.type(None)
-        return struct._getvalue()
-
-    return array(array), generate
-
-
-def _keep(typing_context, array):
-    def generate(context, builder, signature, arguments):
-        return context.get_dummy_value()
-
-    return types.void(array), generate
 
 
 def _loader(kind, compute_type):
@@ -314,7 +362,9 @@ if not config.DISABLE_JIT:
     read = intrinsic(_loader("column", _own_type))
     write = intrinsic(_storer("column", _own_type))
     prefetch = intrinsic(_prefetcher)
-    borrowed = intrinsic(_borrowed)
-    keep = intrinsic(_keep)
+    read_column = intrinsic(_column_reader)
+    write_column = intrinsic(_column_writer)
+    read_fields = intrinsic(_field_reader)
+    array_at = njit(_array_at, forceinline=True)
     read_row = intrinsic(prefer_literal=True)(_row_reader)
     write_row = intrinsic(prefer_literal=True)(_row_writer)

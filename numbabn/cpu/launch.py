@@ -1,20 +1,44 @@
 """The launchers: which steps, how many tasks, what scratch.
 
-Arrays come in canonical form, (outer, channels, inner) over contiguous memory, and what is
-filled is given by the caller. `numbabn.cuda.launch` has the same names and signatures.
+INTERFACE
 
-    x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64;
-                            `out` is None where it is not wanted
-    mask                    what `mask_of` gave, or None
-    parameters              a `channels.Parameters`
-    mean, variance          (channels,)
-    reference               a `channels.Reference`, or None
-    moving                  a `channels.Moving`, or None
-    saved                   (SAVED, channels) float64, its rows in `channels`
-    gradients               (GRADIENTS, channels) float64 where x is, otherwise float32, its rows
-                            in `channels`; None where they are not wanted
+    mask_of(on, layout)                 a mask as this target's kernels read it
+    statistics(x, mask, saved)          count, mean and variance
+    forward(x, mask, parameters, epsilon, reference, moving, out, saved)
+                                        normalize by the batch's own statistics, and move `moving`
+    normalize(x, mean, variance, parameters, epsilon, out)
+                                        normalize by statistics that are given
+    constants(mean, variance, gamma, saved)
+                                        what a forward would save whose statistics these are
+    backward(dy, x, saved, mask, epsilon, training, out, gradients)
+                                        the gradient of a forward, or of `normalize`
+    renorm_correction(mean, variance, reference, epsilon, corrections)
+    merge_statistics(one, other, merged)
+    copy(source, target)                target[...] = source
+    mark(source, target)                target[...] = source != 0, in bytes
 
-What belongs to channels is float32 or float64, contiguous and writable: an operation is compiled
+Arrays are in canonical form and contiguous, what is filled is given by the caller, and None is
+what is not there, or not wanted.
+
+    x, dy, out              (outer, channels, inner) float16, bfloat16, float32 or float64
+    on                      bool or uint8, of x's rank as the caller has it; each size x's, or 1
+    mask                    what `mask_of` gave
+    parameters              `Parameters`: gamma and beta, (channels,)
+    mean, variance, gamma   (channels,)
+    reference               a `Reference`: what renorm corrects against
+    moving                  a `Moving`: statistics, and where they go once moved
+    saved                   (SAVED, channels) float64: count, mean, variance, r, d, gamma
+    gradients               (GRADIENTS, channels) float32, or float64 where x is: dgamma, dbeta
+    training                False where the statistics were constants: `mask` plays no part, and
+                            without `gradients` neither does x
+    corrections             (2, n) float64: r and d of n channels
+    one, other              (count, mean, variance), each (n,)
+    merged                  (3, n) float64: the same of both together
+    source, target          of one shape
+
+END OF INTERFACE
+
+What belongs to channels is float32 or float64 and writable besides, since an operation is compiled
 for the types of its arrays.
 """
 
@@ -24,15 +48,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import channels as rows
-from .. import formulas
+from .. import channels, formulas
 from ..channels import Parameters
-from . import masks, tasks, threads
+from . import masks, tasks, threads, work
 from . import steps as kernels
 from .compile import exact, kernel
 from .elements import BFLOAT, HALF
 from .masks import mask_of as mask_of
 from .partition import LEAST_RUN, partition
+from .work import Call, places
 
 # Read-only, as every mask is made: an operation is compiled for the types of its arrays, and
 # those are then the same with a mask and without.
@@ -56,7 +80,7 @@ def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
     """Normalize `x` by its own statistics into `out`; fills `saved`, and moves `moving`."""
     steps = STATISTICS if out is None else FORWARD
     mean, spread, is_variance, limits = reference or (None, None, None, (0.0, 0.0, 0.0))
-    plan = plan_for(steps, x, mask, kernels.reference_kind(is_variance))
+    plan = plan_for(steps, x, mask, reference_kind(is_variance))
     given = plan.present(*parameters, mean, spread)
     _launch(_forward, plan, x, x, out, mask, epsilon, *given, limits, saved)
     if moving is not None:
@@ -72,9 +96,9 @@ def normalize(x, mean, variance, parameters, epsilon, out):
 
 def constants(mean, variance, gamma, saved):
     """Fill `saved` as a forward would have whose statistics are these, and no renorm."""
-    saved[rows.COUNT] = saved[rows.D] = 0.0
-    saved[rows.MEAN], saved[rows.VARIANCE], saved[rows.R] = mean, variance, 1.0
-    saved[rows.GAMMA] = 1.0 if gamma is None else gamma
+    saved[channels.COUNT] = saved[channels.D] = 0.0
+    saved[channels.MEAN], saved[channels.VARIANCE], saved[channels.R] = mean, variance, 1.0
+    saved[channels.GAMMA] = 1.0 if gamma is None else gamma
 
 
 def backward(dy, x, saved, mask, epsilon, training, out, gradients):
@@ -85,14 +109,14 @@ def backward(dy, x, saved, mask, epsilon, training, out, gradients):
     steps = backward_steps(training, out is not None, gradients is not None)
     if steps is NORMALIZE:
         x, saved = dy, saved.copy()
-        saved[rows.MEAN] = 0.0
+        saved[channels.MEAN] = 0.0
     if saved.flags.writeable:
         # As every forward's is that was kept: the types of the arrays are then the same.
         saved = saved.view()
         saved.flags.writeable = False
     plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
     if gradients is None:
-        gradients = plan.absent.reshape(rows.GRADIENTS, 0)
+        gradients = plan.absent.reshape(channels.GRADIENTS, 0)
     _launch(_backward, plan, x, dy, out, mask, epsilon, saved, training, gradients)
 
 
@@ -144,25 +168,42 @@ def _move(moving, saved, epsilon):
         moved[...] = row
 
 
-def _fill_row(row, given, default):
-    for channel in range(row.size):
-        row[channel] = default if given.size == 0 else given[channel]
+# `per_channel`, in the scratch of a call: `places` has it after the numbers, whatever the cut.
+_PER_CHANNEL = work.NUMBERS
 
 
-def _copy_rows(source, first, target, rows):
-    for row in range(rows):
+def _fill(scratch, row, channels, given, default):
+    """Fill a row of `per_channel`."""
+    start = _PER_CHANNEL + row * channels
+    for channel in range(channels):
+        scratch[start + channel] = default if given.size == 0 else given[channel]
+
+
+def _fill_saved(scratch, saved):
+    """Fill the rows of `per_channel` that a forward saved."""
+    for row in range(saved.shape[0]):
+        for channel in range(saved.shape[1]):
+            scratch[_PER_CHANNEL + row * saved.shape[1] + channel] = saved[row, channel]
+
+
+def _give(scratch, first, target):
+    """Give rows of `per_channel`, from `first` on."""
+    for row in range(target.shape[0]):
         for channel in range(target.shape[1]):
-            target[row, channel] = source[first + row, channel]
+            start = _PER_CHANNEL + (first + row) * target.shape[1]
+            target[row, channel] = scratch[start + channel]
 
 
 # Loops: Numba takes longer to compile assignments of slices than all the rest of an operation.
-fill = kernel(_fill_row, "fill", parallel=False)
-copy_rows = kernel(_copy_rows, "copy_rows", parallel=False)
+fill = kernel(_fill, "fill", parallel=False)
+fill_saved = kernel(_fill_saved, "fill_saved", parallel=False)
+give = kernel(_give, "give", parallel=False)
 memory, run = tasks.memory, tasks.run_parallel
 # What these are in an operation that is compiled.
 _COMPILED = {
-    "fill": exact(_fill_row),
-    "copy_rows": exact(_copy_rows),
+    "fill": exact(_fill),
+    "fill_saved": exact(_fill_saved),
+    "give": exact(_give),
     "memory": exact(tasks.memory),
     "run": tasks.run_serial,
 }
@@ -183,39 +224,39 @@ class _Operation:
 
 @_Operation
 def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, mean, spread, limits, saved):
-    values, scratch = memory(words)
+    scratch = memory(words)
     scratch[0] = epsilon
     scratch[1], scratch[2], scratch[3] = limits
-    fill(values[kernels.GAMMA], gamma, 1.0)
-    fill(values[kernels.BETA], beta, 0.0)
-    fill(values[kernels.REFERENCE_MEAN], mean, 0.0)
-    fill(values[kernels.REFERENCE_SPREAD], spread, 0.0)
-    run(steps, x, dy, out, on, words, values, scratch)
-    copy_rows(values, 0, saved, kernels.SAVED)
+    fill(scratch, channels.GAMMA, saved.shape[1], gamma, 1.0)
+    fill(scratch, work.BETA, saved.shape[1], beta, 0.0)
+    fill(scratch, work.REFERENCE_MEAN, saved.shape[1], mean, 0.0)
+    fill(scratch, work.REFERENCE_SPREAD, saved.shape[1], spread, 0.0)
+    run(steps, x, dy, out, on, words, scratch)
+    give(scratch, 0, saved)
 
 
 @_Operation
 def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
-    values, scratch = memory(words)
+    scratch = memory(words)
     scratch[0] = epsilon
-    fill(values[kernels.MEAN], mean, 0.0)
-    fill(values[kernels.VARIANCE], variance, 0.0)
-    fill(values[kernels.GAMMA], gamma, 1.0)
-    fill(values[kernels.BETA], beta, 0.0)
-    run(steps, x, dy, out, on, words, values, scratch)
+    fill(scratch, channels.MEAN, x.shape[1], mean, 0.0)
+    fill(scratch, channels.VARIANCE, x.shape[1], variance, 0.0)
+    fill(scratch, channels.GAMMA, x.shape[1], gamma, 1.0)
+    fill(scratch, work.BETA, x.shape[1], beta, 0.0)
+    run(steps, x, dy, out, on, words, scratch)
 
 
 @_Operation
 def _backward(steps, words, x, dy, out, on, epsilon, saved, training, gradients):
-    values, scratch = memory(words)
+    scratch = memory(words)
     scratch[0] = epsilon
-    copy_rows(saved, 0, values, kernels.SAVED)
-    for channel in range(saved.shape[1]):
-        values[kernels.BETA, channel] = 0.0
-        if not training:
-            values[kernels.COUNT, channel] = 0.0
-    run(steps, x, dy, out, on, words, values, scratch)
-    copy_rows(values, kernels.DGAMMA, gradients, rows.GRADIENTS)
+    fill_saved(scratch, saved)
+    nothing = saved[0, :0]
+    fill(scratch, work.BETA, saved.shape[1], nothing, 0.0)
+    if not training:
+        fill(scratch, channels.COUNT, saved.shape[1], nothing, 0.0)
+    run(steps, x, dy, out, on, words, scratch)
+    give(scratch, work.DGAMMA, gradients)
 
 
 def _launch(operation, plan, x, dy, out, mask, *arguments):
@@ -245,7 +286,14 @@ class _Plan(NamedTuple):
         return (self.absent if array is None else array for array in arrays)
 
 
-def plan_for(steps, x, mask, reference=kernels.NO_REFERENCE, kind=None):
+def reference_kind(is_variance):
+    """What `work.Call` says of a reference, by whether it has a variance; None for no reference."""
+    if is_variance is None:
+        return work.NO_REFERENCE
+    return work.BY_VARIANCE if is_variance else work.BY_STDDEV
+
+
+def plan_for(steps, x, mask, reference=work.NO_REFERENCE, kind=None):
     if kind is None:
         kind = _kind(mask, x.shape[2])
     if kind == masks.ELEMENT:
@@ -266,13 +314,15 @@ def _kind(mask, inner):
 def _plan(steps, shape, dtype, reference, kind, mask):
     outer, channels, inner = shape
     cut, by_rows = partition(outer, channels, inner, dtype.itemsize, can_fold=kind != masks.ELEMENT)
+    axes: Any = (((), ()), ((), ()))
+    size, tables = outer * inner if kind == masks.POSITION else 0, []
     if kind == masks.ELEMENT:
-        words = _element_words(cut, by_rows, inner, reference, mask)
-    else:
-        mask_bytes = outer * inner if kind == masks.POSITION else 0
-        head = (*cut, kernels.WORDS, inner, reference, kind, mask_bytes, 0, 0)
-        words = np.array(head, np.int64)
-    compiled = tasks.load(steps, dtype.name, by_rows, inner)
+        size, axes, columns = _element_tables(cut, by_rows, mask)
+        tables = [np.array(each, np.int64).reshape(-1) for each in axes] + [columns]
+    counts = [len(sizes) for sizes, _ in axes]
+    head = (*cut, *Call(places(cut).size, reference, kind, size, *counts))
+    words = np.concatenate((np.array(head, np.int64), *tables))
+    compiled = tasks.load(steps, dtype.name, by_rows)
     bits = None
     if dtype.itemsize == 2:
         bits = HALF if dtype == np.float16 else BFLOAT
@@ -280,11 +330,11 @@ def _plan(steps, shape, dtype, reference, kind, mask):
     return _Plan(compiled, words, bits, absent)
 
 
-def _element_words(cut, by_rows, inner, reference, mask):
-    """The words of a plan for an ELEMENT mask: its steps through memory follow the others."""
+def _element_tables(cut, by_rows, mask):
+    """Of an ELEMENT mask: its bytes, its outer and its inner axes, and its steps to columns."""
     if mask.axes is None:
         # One byte a position, seen from rows that hold several neighbouring positions.
-        axes = (([cut.rows], [inner]), ([cut.channels], [0]), ([inner], [1]))
+        axes = (([cut.rows], [cut.inner]), ([cut.channels], [0]), ([cut.inner], [1]))
     else:
         axes = mask.axes
     outer_axes, channel_axes, inner_axes = axes
@@ -292,13 +342,7 @@ def _element_words(cut, by_rows, inner, reference, mask):
     if by_rows:
         columns = (columns[:, None] + _offsets(*inner_axes)).reshape(-1)
         inner_axes = ([], [])
-    tables = [np.array(axes, np.int64).reshape(-1) for axes in (outer_axes, inner_axes)]
-    length = kernels.WORDS + tables[0].size + tables[1].size + columns.size
-    head = (
-        *cut, length, inner, reference, masks.ELEMENT, mask.on.size,
-        len(outer_axes[0]), len(inner_axes[0]),
-    )  # fmt: skip
-    return np.concatenate((np.array(head, np.int64), *tables, columns))
+    return mask.on.size, (outer_axes, inner_axes), columns
 
 
 def _offsets(sizes, strides):

@@ -1,14 +1,5 @@
 """Masks: as launchers have them, and inside steps.
 
-A kernel gets its mask as a tuple:
-
-    kind            NONE, POSITION, ELEMENT or OFF
-    on              (n,) uint8, nonzero is on
-    outer           the outer axes of the mask, ELEMENT only: (2, k) int64, their sizes,
-                    slowest first, and the step of each in `on` (0: broadcast)
-    columns         (columns,) int64, ELEMENT only: the step in `on` to each column
-    inner           as `outer`, the axes along a run; ELEMENT in channels-first only
-
 POSITION is a mask that is the same for every channel: `on` has one byte a position, in
 memory order. ELEMENT is any other; `on` is as small as the caller's mask, and what is
 broadcast is a step of 0. OFF is off everywhere: statistics that are constants for the
@@ -23,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import layout as lay
-from .compile import exact
-from .elements import read, write
-from .vectors import full_line, lanes, write_line
+from .compile import elementwise, exact, inlined, uncounted
+from .elements import read, read_row, write, write_row
+from .vectors import full_line, lanes, read_line, write_line
+from .work import NUMBER
 
 NONE, POSITION, ELEMENT, OFF = range(4)
 # What a mask says of a row of `fold` positions.
@@ -71,7 +63,80 @@ def mask_of(on: NDArray[Any] | None, layout: lay.Layout, expand: bool = True) ->
     return Mask(ordered.reshape(-1).view(np.uint8), axes)
 
 
+class StepMask(NamedTuple):
+    """A mask as steps have it; the tables are an ELEMENT mask's."""
+
+    kind: int  # NONE, POSITION, ELEMENT or OFF
+    on: Any  # (n,) uint8, nonzero is on
+    # (2, k) int64: the sizes of the mask's axes that lead to an outer position, slowest first, and
+    # the step of each in `on` (0: broadcast).
+    outer: Any
+    columns: Any  # (columns,) int64: the step in `on` to each column
+    inner: Any  # as `outer`, the axes along a run; in channels-first only
+
+
 @exact
+def step_mask(call, on, tables):
+    """The mask of a `work.Call`, from the words that follow it."""
+    outer, inner = 2 * call.mask_outer, 2 * (call.mask_outer + call.mask_inner)
+    return StepMask(
+        call.mask_kind,
+        on,
+        tables[:outer].reshape(2, call.mask_outer),
+        tables[inner:],
+        tables[outer:inner].reshape(2, call.mask_inner),
+    )
+
+
+class On(NamedTuple):
+    """Where the bytes of neighbouring elements are."""
+
+    on: Any
+    start: int
+    offsets: Any  # from `start` to each, where they are apart
+
+
+@elementwise
+def everywhere(at, j):
+    """As `on_at`, where no mask is."""
+    return 1
+
+
+@elementwise
+def everywhere_in_line(at, j, like):
+    return 1
+
+
+@elementwise
+def nowhere(at, j):
+    """As `on_at`, where a mask is off all over."""
+    return 0
+
+
+@elementwise
+def nowhere_in_line(at, j, like):
+    return 0
+
+
+@elementwise
+def on_at(at, j):
+    """The byte of element j."""
+    return read(at.on, at.start + j)
+
+
+@elementwise
+def on_in_line(at, j, like):
+    """Those of a line's elements, from j on."""
+    return read_line(at.on, at.start + j, like)
+
+
+@elementwise
+def on_apart(at, j):
+    """The byte of element j, where they do not follow each other."""
+    return read(at.on, at.start + read(at.offsets, j))
+
+
+@inlined
 def steps_to(axes, position):
     """The step in `on` to a position: its digits, in the axes' sizes, times their strides."""
     steps = 0
@@ -83,84 +148,77 @@ def steps_to(axes, position):
     return steps
 
 
-@exact
+@uncounted
 def row_state(mask, fold, row):
     """Whether a row is EMPTY, MIXED or FULL under the mask; ELEMENT masks are not looked into."""
-    kind, on = mask[0], mask[1]
-    if kind == NONE:
+    if mask.kind == NONE:
         return FULL
-    if kind == OFF:
+    if mask.kind == OFF:
         return EMPTY
-    if kind == ELEMENT:
+    if mask.kind == ELEMENT:
         return MIXED
     found = 0
     for position in range(row * fold, (row + 1) * fold):
-        found += read(on, position) != 0
+        found += read(mask.on, position) != 0
     return EMPTY if found == 0 else (FULL if found == fold else MIXED)
 
 
-@exact
-def alike_until(mask, fold, columns, large, row, last_row):
+@uncounted
+def alike_until(mask, cut, row, last_row):
     """Where the rows that go the same way as `row` end, and which way: EMPTY, MIXED or FULL.
 
     The way of MIXED rows is open to all, and is that of others where few of a large tensor are
     alike. In a small one it is not: so a batch with padding behind it gives the bits of the
     batch alone.
     """
-    least = LEAST_ALIKE if large else 0
-    if mask[0] in (NONE, OFF, ELEMENT):
-        return last_row, row_state(mask, fold, row)
-    begin, state = row, row_state(mask, fold, row)
+    least = LEAST_ALIKE if cut.large else 0
+    if mask.kind in (NONE, OFF, ELEMENT):
+        return last_row, row_state(mask, cut.fold, row)
+    begin, state = row, row_state(mask, cut.fold, row)
     for later in range(row + 1, last_row + 1):
-        after = row_state(mask, fold, later) if later < last_row else MIXED
+        after = row_state(mask, cut.fold, later) if later < last_row else MIXED
         if after != state or later == last_row:
-            if state != MIXED and (later - begin) * columns >= least:
+            if state != MIXED and (later - begin) * cut.columns >= least:
                 return (later, state) if begin == row else (begin, MIXED)
             begin, state = later, after
     return last_row, MIXED
 
 
-@exact
-def choose_positions(on, position, channels, width, chosen):
-    """Spread a POSITION mask to `width` columns of the row that begins at `position`."""
-    begin = 0
-    while begin < width:
-        inside = full_line(read(on, position), chosen)
-        # Whole lines: what is too much, the next position writes over.
-        for j in range(begin, min(width, begin + channels), lanes(chosen)):
-            write_line(chosen, j, inside)
-        begin += channels
-        position += 1
-
-
-@exact
-def choose_elements(on, start, offsets, first_column, width, chosen):
-    """Spread an ELEMENT mask to `width` columns of the row whose steps in `on` are `start`."""
-    for j in range(width):
-        write(chosen, j, read(on, start + read(offsets, first_column + j)))
-
-
-@exact
-def count_positions(on, position, channels, width, number):
-    """Count a row, each position in its first column only."""
-    for j in range(0, width, channels):
-        write(number, j, read(number, j) + (read(on, position) != 0))
-        position += 1
-
-
-@exact
-def count_elements(width, chosen, number):
-    """Count a row, each element in its column."""
-    for j in range(width):
-        write(number, j, read(number, j) + (read(chosen, j) != 0))
-
-
-@exact
-def spread_count(mask, fold, columns, number):
-    """Give the other columns of each position what `count_positions` counted in the first."""
-    if mask[0] == ELEMENT:
+@inlined
+def spread_row(mask, cut, row, first_column, width, on_row):
+    """Spread the mask of a row to a byte for each of `width` columns, in `on_row`."""
+    if mask.kind == ELEMENT:
+        start = steps_to(mask.outer, row)
+        for j in range(width):
+            write(on_row, j, read(mask.on, start + read(mask.columns, first_column + j)))
         return
-    channels = columns // fold
-    for begin in range(0, number.size, channels):
-        for j in range(begin + 1, min(number.size, begin + channels)):
-            write(number, j, read(number, begin))
+    position, channels = row * cut.fold, cut.columns // cut.fold
+    for begin in range(0, width, channels):
+        inside = full_line(read(mask.on, position), on_row)
+        # Whole lines: what is too much, the next position writes over.
+        for j in range(begin, min(width, begin + channels), lanes(on_row)):
+            write_line(on_row, j, inside)
+        position += 1
+
+
+@inlined
+def count_row(mask, cut, width, on_row, sums):
+    """Count what `spread_row` found; a POSITION mask in the first column of each position only."""
+    if mask.kind == ELEMENT:
+        # A loop of its own, of a step that LLVM knows.
+        for j in range(width):
+            write_row(sums, NUMBER, j, read_row(sums, NUMBER, j) + (read(on_row, j) != 0))
+        return
+    for j in range(0, width, cut.columns // cut.fold):
+        write_row(sums, NUMBER, j, read_row(sums, NUMBER, j) + (read(on_row, j) != 0))
+
+
+@uncounted
+def spread_count(mask, cut, width, sums):
+    """Give the other columns of each position what `count_row` counted in the first."""
+    if mask.kind in (NONE, ELEMENT):
+        return
+    channels = cut.columns // cut.fold
+    for begin in range(0, width, channels):
+        for j in range(begin + 1, min(width, begin + channels)):
+            write_row(sums, NUMBER, j, read_row(sums, NUMBER, begin))

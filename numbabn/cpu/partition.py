@@ -60,6 +60,7 @@ class Partition(NamedTuple):
     columns: int  # channels * repeat * fold
     fold: int  # positions that share a row (row layout of narrow tensors)
     repeat: int  # neighbouring columns of one channel (row layout of short runs)
+    inner: int  # elements of a run
     rows: int  # outer positions, or rows
     tile: int  # columns of a task
     tiles: int
@@ -112,37 +113,34 @@ def _by_rows(outer, channels, inner, itemsize, can_fold):
     unit = step * LEAST_RUN if step * LEAST_RUN <= tile else step
     tile = max(1, min(columns, ceil(columns / (tiles * unit)) * unit)) if tiles else tile
     tiles = ceil(columns / tile)
-    blocks = ceil(rows / ROW_BLOCK)
     return _cut(
-        total, channels, columns, fold, inner, rows, tile, tiles, ROW_BLOCK, 1, 1, blocks,
-        1 if splits == 1 else ceil(splits / max(1, tiles)), itemsize,
+        ceil(rows / ROW_BLOCK), 1 if splits == 1 else ceil(splits / max(1, tiles)), itemsize,
+        total=total, channels=channels, columns=columns, fold=fold, repeat=inner, inner=inner,
+        rows=rows, tile=tile, tiles=tiles, block_rows=ROW_BLOCK, piece=1, pieces=1,
     )  # fmt: skip
 
 
 def _by_runs(outer, channels, inner, itemsize):
     channel_bytes = max(1, outer * inner * itemsize)
     tile = max(FUSED_BYTES // channel_bytes, ceil(LEAST_CONTIGUOUS / (inner * itemsize)))
-    tasks = _task_limit(outer * channels * inner)
+    total = outer * channels * inner
+    tasks = _task_limit(total)
     tile = max(1, min(tile, channels // tasks))
     tiles = ceil(channels / tile)
     piece = min(inner, RUN_BLOCK)
     pieces = ceil(inner / piece)
     block_rows = max(1, RUN_BLOCK // inner)
-    blocks = ceil(outer / block_rows) * pieces
-    splits = 1 if tiles >= tasks // 2 else ceil(tasks / max(1, tiles))
     return _cut(
-        outer * channels * inner, channels, channels, 1, 1, outer, tile, tiles, block_rows,
-        piece, pieces, blocks, splits, itemsize,
+        ceil(outer / block_rows) * pieces,
+        1 if tiles >= tasks // 2 else ceil(tasks / max(1, tiles)), itemsize,
+        total=total, channels=channels, columns=channels, fold=1, repeat=1, inner=inner,
+        rows=outer, tile=tile, tiles=tiles, block_rows=block_rows, piece=piece, pieces=pieces,
     )  # fmt: skip
 
 
-def _cut(
-    total, channels, columns, fold, repeat, rows, tile, tiles, block_rows, piece, pieces,
-    blocks, splits, itemsize,
-):  # fmt: skip
+def _cut(blocks, splits, itemsize, **sizes):
+    """The cut of these sizes whose blocks make so many splits, or fewer."""
     split_blocks = max(1, ceil(blocks / splits))
     splits = max(1, ceil(blocks / split_blocks))
-    return Partition(
-        total, channels, columns, fold, repeat, rows, tile, tiles, block_rows, piece, pieces,
-        splits, split_blocks, total * itemsize >= LARGE_BYTES,
-    )  # fmt: skip
+    large = sizes["total"] * itemsize >= LARGE_BYTES
+    return Partition(splits=splits, split_blocks=split_blocks, large=large, **sizes)

@@ -8,47 +8,36 @@ others, because narrow tensors are taken several positions a row (see `partition
 Under a mask a row is full, empty or mixed. Full and empty ones take loops that know no mask; the
 mask of a mixed row is spread to a byte for each column first (see `masks`).
 
-What the functions share:
-
-    x, dy, out              flat memory, as `elements.load` reads it
-    fold                    positions of a row
-    first_row, last_row     the block: a half-open range of rows
-    first_column, width     the tile: a range of columns
-    mask                    see `masks`
-    chosen                  (width + a line,) uint8, scratch: the mask of a mixed row
-    large                   whether tensors are read from memory, and written past the cache
-    sum_*, number           (width,) float64
-    every other array       (width,) float32, or float64 where x is; one value a column
+What the functions share: `work` and its parts, the `block`, and what it is added to, `adding`
+(see `work`); `start`, where a row of the block begins in memory, and `width`, how many of its
+columns count.
 """
+
+from typing import Any
 
 import numpy as np
 
-from .compile import elementwise, exact, reordering
-from .elements import load, prefetch, read, store, write
+from . import arithmetic
+from .arithmetic import writer_of
+from .compile import bound, elementwise, inlined, reordering, uncounted
+from .elements import load, read_column, read_row, store, write_row
 from .masks import (
-    ELEMENT,
     EMPTY,
     FULL,
     NONE,
     OFF,
+    On,
     alike_until,
-    choose_elements,
-    choose_positions,
-    count_elements,
-    count_positions,
+    count_row,
+    everywhere,
+    everywhere_in_line,
+    on_at,
+    on_in_line,
     spread_count,
-    steps_to,
+    spread_row,
 )
-from .vectors import (
-    lanes,
-    load_line,
-    read_line,
-    stream_line,
-    to_line,
-    where,
-    write_line,
-    zero_line,
-)
+from .vectors import lanes, load_line, read_column_line, read_row_line, write_row_line
+from .work import NUMBER, PART_1, PART_2, SUM_1, SUM_2
 
 # Rows that are added up in float32: their rounding does not show at 2e-6, not even with an
 # outlier among them, and float64 once in so many rows costs nothing.
@@ -60,452 +49,272 @@ AHEAD = 64
 # twice, and read before.
 LEAST_STREAM = 4
 
+# What each compilation is bound to, see `arithmetic`.
+TERMS: Any = None
+RESULT: Any = None
+KIND: Any = None
+DY: Any = None
+DY_OF_LINE: Any = None
+ASK: Any = None
+ON: Any = None
+ON_LINE: Any = None
+MASKED = True
+ADD_PART: Any = None
+ADD_ROW: Any = None
+ADD_ROWS: Any = None
+ADD_MIXED_ROW: Any = None
+WRITE: Any = None
+STORE: Any = None
+SEVERAL = 4
 
-@exact
-def centered(value, mean_high, mean_low):
-    """value − mean, for a mean held in two parts because float32 is not enough for it.
 
-    Compiled without reordering: (value − high) − low is accurate where value − mean is
-    small against the mean; value − (high + low) would lose all of `low`.
-    """
-    return (value - mean_high) - mean_low
-
-
-@exact
-def short_row(total, columns, last_row, first_column, width):
+@uncounted
+def short_row(cut, block):
     """Start and width of the shorter last row; width 0 where the block does not hold it."""
-    full_rows = total // columns
-    if last_row <= full_rows:
+    full_rows = cut.total // cut.columns
+    if block.last_row <= full_rows:
         return 0, 0
-    start = full_rows * columns + first_column
-    return start, max(0, min(width, total - start))
+    start = full_rows * cut.columns + block.first_column
+    return start, max(0, min(block.width, cut.total - start))
 
 
-@reordering
-def add_rows(x, start, columns, rows, width, large, pivot, part_1, part_2):
-    """Add x − pivot and its square for `rows` rows.
+# Sums
 
-    Out of the cache four rows at a time, which spares the parts' memory; out of memory one
-    by one, a single stream, whose later rows are asked for.
+
+def _add_part(arrays, start, first, last, adding):
+    """Add the columns [first, last) of a row."""
+    parts = adding.parts
+    at = On(adding.scratch.on_row, 0, adding.scratch.on_row)
+    for j in range(first, last):
+        c = read_column(adding.columns, j, KIND)
+        dy, x = DY(arrays.dy, start + j), load(arrays.x, start + j)
+        term_1, term_2 = TERMS(dy, x, c, ON(at, j))
+        write_row(parts, PART_1, j, read_row(parts, PART_1, j) + term_1)
+        write_row(parts, PART_2, j, read_row(parts, PART_2, j) + term_2)
+
+
+def _add_row(arrays, start, width, ahead, adding):
+    """Add a row, in lines; what lies `ahead` is asked for."""
+    like, parts, j = arrays.x, adding.parts, 0
+    at = On(adding.scratch.on_row, 0, adding.scratch.on_row)
+    while j + lanes(like) <= width:
+        ASK(arrays, start + j + ahead)
+        c = read_column_line(adding.columns, j, KIND, like)
+        dy, x = DY_OF_LINE(arrays.dy, start + j), load_line(arrays.x, start + j)
+        term_1, term_2 = TERMS(dy, x, c, ON_LINE(at, j, like))
+        write_row_line(parts, PART_1, j, read_row_line(parts, PART_1, j, like) + term_1)
+        write_row_line(parts, PART_2, j, read_row_line(parts, PART_2, j, like) + term_2)
+        j += lanes(like)
+    ADD_PART(arrays, start, j, width, adding)
+
+
+def _add_rows(arrays, cut, start, rows, width, adding):
+    """Add `rows` rows to the parts.
+
+    In the cache four rows at a time, which spares the parts' memory; out of memory one by one,
+    a single stream, whose later rows are asked for.
     """
-    while rows >= 4 and not large:
-        a, b, c, d = start, start + columns, start + 2 * columns, start + 3 * columns
+    columns, parts = cut.columns, adding.parts
+    while rows >= 4 and not cut.large:
         for j in range(width):
-            p = read(pivot, j)
-            xa = load(x, a + j) - p
-            xb = load(x, b + j) - p
-            xc = load(x, c + j) - p
-            xd = load(x, d + j) - p
-            write(part_1, j, read(part_1, j) + ((xa + xb) + (xc + xd)))
-            squares = (xa * xa + xb * xb) + (xc * xc + xd * xd)
-            write(part_2, j, read(part_2, j) + squares)
+            c, place = read_column(adding.columns, j, KIND), start + j
+            second, third, fourth = place + columns, place + 2 * columns, place + 3 * columns
+            dy_a, dy_b = DY(arrays.dy, place), DY(arrays.dy, second)
+            dy_c, dy_d = DY(arrays.dy, third), DY(arrays.dy, fourth)
+            a_1, a_2 = TERMS(dy_a, load(arrays.x, place), c, 1)
+            b_1, b_2 = TERMS(dy_b, load(arrays.x, second), c, 1)
+            c_1, c_2 = TERMS(dy_c, load(arrays.x, third), c, 1)
+            d_1, d_2 = TERMS(dy_d, load(arrays.x, fourth), c, 1)
+            write_row(parts, PART_1, j, read_row(parts, PART_1, j) + ((a_1 + b_1) + (c_1 + d_1)))
+            write_row(parts, PART_2, j, read_row(parts, PART_2, j) + ((a_2 + b_2) + (c_2 + d_2)))
         start += 4 * columns
         rows -= 4
-    step, ahead = lanes(x), distance_ahead(x, columns, width)
+    ahead = distance_ahead(arrays.x, columns, width)
     for row in range(start, start + rows * columns, columns):
-        j = 0
-        while j + step <= width:
-            prefetch(x, row + j + ahead)
-            shifted = load_line(x, row + j, x) - read_line(pivot, j, x)
-            write_line(part_1, j, read_line(part_1, j, x) + shifted)
-            write_line(part_2, j, read_line(part_2, j, x) + shifted * shifted)
-            j += step
-        add_part_of_row(x, row, j, width, pivot, part_1, part_2)
+        ADD_ROW(arrays, row, width, ahead, adding)
 
 
-@exact
+@uncounted
 def distance_ahead(x, columns, width):
     """From a row to one that is read `AHEAD` lines later."""
     return max(1, AHEAD * lanes(x) // width) * columns
 
 
-@exact
-def clear(width, part):
+@uncounted
+def clear_parts(width, parts):
     for j in range(width):
-        write(part, j, part.dtype.type(0))
+        write_row(parts, PART_1, j, parts.dtype.type(0))
+        write_row(parts, PART_2, j, parts.dtype.type(0))
 
 
-@exact
-def add_part(width, part, total):
-    """Add a part to its sum in float64, and begin it anew."""
+@uncounted
+def add_parts(width, parts, sums):
+    """Add parts to their sums in float64, and begin them anew."""
     for j in range(width):
-        write(total, j, read(total, j) + np.float64(read(part, j)))
-    clear(width, part)
+        part_1, part_2 = np.float64(read_row(parts, PART_1, j)), read_row(parts, PART_2, j)
+        write_row(sums, SUM_1, j, read_row(sums, SUM_1, j) + part_1)
+        write_row(sums, SUM_2, j, read_row(sums, SUM_2, j) + np.float64(part_2))
+    clear_parts(width, parts)
 
 
-@reordering
-def add_part_of_row(x, start, first, last, pivot, part_1, part_2):
-    """The columns [first, last) of a row that begins at `start`."""
-    for j in range(first, last):
-        shifted = load(x, start + j) - read(pivot, j)
-        write(part_1, j, read(part_1, j) + shifted)
-        write(part_2, j, read(part_2, j) + shifted * shifted)
+def _add_mixed_row(work, block, row, width, adding):
+    """Add a row where the mask is on, and count it; what lies elsewhere is not used."""
+    cut, start = work.cut, row * work.cut.columns + block.first_column
+    spread_row(work.mask, cut, row, block.first_column, width, adding.scratch.on_row)
+    count_row(work.mask, cut, width, adding.scratch.on_row, adding.sums)
+    ahead = distance_ahead(work.arrays.x, cut.columns, width)
+    ADD_ROW(work.arrays, start, width, ahead, adding)
 
 
-@reordering
-def add_mixed_rows(
-    x, columns, fold, row, rows, first_column, width, mask, chosen, pivot, number, part_1, part_2
-):
-    """`add_rows` where the mask is on; what lies elsewhere is not used."""
-    step, none, ahead = lanes(x), zero_line(x), distance_ahead(x, columns, width)
-    kind, on, outer, offsets = mask[0], mask[1], mask[2], mask[3]
-    channels = columns // fold
-    for mixed in range(row, row + rows):
-        if kind == ELEMENT:
-            choose_elements(on, steps_to(outer, mixed), offsets, first_column, width, chosen)
-            count_elements(width, chosen, number)
-        else:
-            choose_positions(on, mixed * fold, channels, width, chosen)
-            count_positions(on, mixed * fold, channels, width, number)
-        start, j = mixed * columns + first_column, 0
-        while j + step <= width:
-            prefetch(x, start + j + ahead)
-            shifted = load_line(x, start + j, x) - read_line(pivot, j, x)
-            shifted = where(read_line(chosen, j, x), shifted, none)
-            write_line(part_1, j, read_line(part_1, j, x) + shifted)
-            write_line(part_2, j, read_line(part_2, j, x) + shifted * shifted)
-            j += step
-        for i in range(j, width):
-            if read(chosen, i) != 0:
-                shifted = load(x, start + i) - read(pivot, i)
-                write(part_1, i, read(part_1, i) + shifted)
-                write(part_2, i, read(part_2, i) + shifted * shifted)
-
-
-@exact
-def block_sums(
-    x, total, columns, fold, first_row, last_row, first_column, width, mask, chosen,
-    large, pivot, number, part_1, part_2, sum_1, sum_2,
-):  # fmt: skip
-    """Add the block to Σ 1, Σ (x − pivot) and Σ (x − pivot)² of each column."""
-    full, held = 0, 0
-    row, end = first_row, min(last_row, total // columns)
-    clear(width, part_1)
-    clear(width, part_2)
+def _block_sums(work, block, adding):
+    """Add the block to the sums of each column; where there can be a mask, count it too."""
+    arrays, cut, mask = work.arrays, work.cut, work.mask
+    columns, width, parts, sums = cut.columns, block.width, adding.parts, adding.sums
+    row, end, held, full = block.first_row, min(block.last_row, cut.total // columns), 0, 0
+    clear_parts(width, parts)
     while row < end:
-        until, state = alike_until(mask, fold, columns, large, row, end)
+        until, state = alike_until(mask, cut, row, end) if MASKED else (end, FULL)
         full += until - row if state == FULL else 0
         while state != EMPTY and row < until:
             rows = min(until - row, GROUP - held)
             if state == FULL:
-                start = row * columns + first_column
-                add_rows(x, start, columns, rows, width, large, pivot, part_1, part_2)
-            else:
-                add_mixed_rows(
-                    x, columns, fold, row, rows, first_column, width, mask, chosen,
-                    pivot, number, part_1, part_2,
-                )  # fmt: skip
+                start = row * columns + block.first_column
+                ADD_ROWS(arrays, cut, start, rows, width, adding)
+            elif MASKED:
+                for mixed in range(row, row + rows):
+                    ADD_MIXED_ROW(work, block, mixed, width, adding)
             row += rows
             held += rows
             if held == GROUP:
-                add_part(width, part_1, sum_1)
-                add_part(width, part_2, sum_2)
+                add_parts(width, parts, sums)
                 held = 0
         row = until
-    start, row_width = short_row(total, columns, last_row, first_column, width)
-    if row_width > 0 and mask[0] != NONE:
-        add_mixed_rows(
-            x, columns, fold, total // columns, 1, first_column, row_width, mask, chosen,
-            pivot, number, part_1, part_2,
-        )  # fmt: skip
-    elif row_width > 0:
-        add_part_of_row(x, start, 0, row_width, pivot, part_1, part_2)
-        for j in range(row_width):
-            write(number, j, read(number, j) + 1)
-    add_part(width, part_1, sum_1)
-    add_part(width, part_2, sum_2)
-    if mask[0] != NONE:
-        spread_count(mask, fold, columns, number)
-    for j in range(width):
-        write(number, j, read(number, j) + full)
-
-
-@elementwise
-def normalize_rows(x, out, start, columns, rows, width, stream, mean_high, mean_low, scale, shift):
-    """`rows` rows; in the cache four at a time: what belongs to a column is read once for four."""
-    while rows >= 4 and not stream:
-        a, b, c, d = start, start + columns, start + 2 * columns, start + 3 * columns
+    start, short = short_row(cut, block)
+    if MASKED and mask.kind != NONE:
+        if short > 0:
+            ADD_MIXED_ROW(work, block, end, short, adding)
+    else:
+        if not MASKED:
+            # What a short row adds to gradients goes to float64 at once.
+            add_parts(width, parts, sums)
+        ADD_PART(arrays, start, 0, short, adding)
+    add_parts(width, parts, sums)
+    if MASKED:
+        if mask.kind == NONE:
+            for j in range(short):
+                write_row(sums, NUMBER, j, read_row(sums, NUMBER, j) + 1)
+        spread_count(mask, cut, width, sums)
         for j in range(width):
-            high, low = read(mean_high, j), read(mean_low, j)
-            by, to = read(scale, j), read(shift, j)
-            store(out, a + j, centered(load(x, a + j), high, low) * by + to)
-            store(out, b + j, centered(load(x, b + j), high, low) * by + to)
-            store(out, c + j, centered(load(x, c + j), high, low) * by + to)
-            store(out, d + j, centered(load(x, d + j), high, low) * by + to)
-        start += 4 * columns
-        rows -= 4
-    for row in range(start, start + rows * columns, columns):
-        first = 0
-        if stream:
-            first = min(width, to_line(out, row))
-            normalize_part(x, out, row, 0, first, mean_high, mean_low, scale, shift)
-            while first + lanes(out) <= width:
-                high, low = read_line(mean_high, first, out), read_line(mean_low, first, out)
-                by, to = read_line(scale, first, out), read_line(shift, first, out)
-                value = centered(load_line(x, row + first, out), high, low)
-                stream_line(out, row + first, value * by + to)
-                first += lanes(out)
-        normalize_part(x, out, row, first, width, mean_high, mean_low, scale, shift)
+            write_row(sums, NUMBER, j, read_row(sums, NUMBER, j) + full)
 
 
-@elementwise
-def normalize_part(x, out, start, first, last, mean_high, mean_low, scale, shift):
-    """The columns [first, last) of a row that begins at `start`."""
-    for j in range(first, last):
-        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
-        store(out, start + j, value * read(scale, j) + read(shift, j))
+def _bound_to(terms):
+    """`_block_sums` for some `Terms`."""
+    own = terms._asdict()
+
+    def row_adder(on, on_line):
+        part = reordering(bound(_add_part, ON=on, **own))
+        return part, reordering(bound(_add_row, ON_LINE=on_line, ADD_PART=part, **own))
+
+    add_part, add_row = row_adder(everywhere, everywhere_in_line)
+    add_rows = reordering(bound(_add_rows, ADD_ROW=add_row, **own))
+    add_mixed_row = None
+    if terms.MASKED:
+        _, add_masked_row = row_adder(on_at, on_in_line)
+        add_mixed_row = inlined(bound(_add_mixed_row, ADD_ROW=add_masked_row))
+    adders = {"ADD_PART": add_part, "ADD_ROWS": add_rows, "ADD_MIXED_ROW": add_mixed_row}
+    return uncounted(bound(_block_sums, **adders, **own))
 
 
-@exact
-def normalize_block(
-    x, out, total, columns, first_row, last_row, first_column, width, large,
-    mean_high, mean_low, scale, shift,
-):  # fmt: skip
-    """out = (x − mean) · scale + shift"""
-    stream = large and width >= LEAST_STREAM * lanes(out)
-    rows = max(0, min(last_row, total // columns) - first_row)
-    start = first_row * columns + first_column
-    normalize_rows(x, out, start, columns, rows, width, stream, mean_high, mean_low, scale, shift)
-    start, width = short_row(total, columns, last_row, first_column, width)
-    normalize_part(x, out, start, 0, width, mean_high, mean_low, scale, shift)
+block_sums = _bound_to(arithmetic.MOMENTS)
+gradient_block_sums = _bound_to(arithmetic.GRADIENTS)
 
 
-@reordering
-def add_gradient_rows(
-    dy, x, start, columns, rows, width, large, mean_high, mean_low, part_dy, part_dy_x
-):
-    """Add dy and dy · (x − mean) for `rows` rows, as `add_rows` does."""
-    while rows >= 4 and not large:
-        a, b, c, d = start, start + columns, start + 2 * columns, start + 3 * columns
+# Results
+
+
+def _write_rows(arrays, cut, start, rows, width, columns, stream):
+    """Results of `rows` rows.
+
+    In the cache several at a time: what belongs to a column is read once for all of them.
+    """
+    step = cut.columns
+    while rows >= SEVERAL and not stream:
         for j in range(width):
-            high, low = read(mean_high, j), read(mean_low, j)
-            ga, gb, gc, gd = load(dy, a + j), load(dy, b + j), load(dy, c + j), load(dy, d + j)
-            pa = product(ga, centered(load(x, a + j), high, low))
-            pb = product(gb, centered(load(x, b + j), high, low))
-            pc = product(gc, centered(load(x, c + j), high, low))
-            pd = product(gd, centered(load(x, d + j), high, low))
-            write(part_dy, j, read(part_dy, j) + ((ga + gb) + (gc + gd)))
-            write(part_dy_x, j, read(part_dy_x, j) + ((pa + pb) + (pc + pd)))
-        start += 4 * columns
-        rows -= 4
-    step, ahead = lanes(x), distance_ahead(x, columns, width)
-    for row in range(start, start + rows * columns, columns):
-        j = 0
-        while j + step <= width:
-            prefetch(dy, row + j + ahead)
-            prefetch(x, row + j + ahead)
-            high, low = read_line(mean_high, j, x), read_line(mean_low, j, x)
-            gradient = load_line(dy, row + j, x)
-            value = line_product(gradient, centered(load_line(x, row + j, x), high, low))
-            write_line(part_dy, j, read_line(part_dy, j, x) + gradient)
-            write_line(part_dy_x, j, read_line(part_dy_x, j, x) + value)
-            j += step
-        add_part_of_gradient_row(dy, x, row, j, width, mean_high, mean_low, part_dy, part_dy_x)
+            c, on = read_column(columns, j, KIND), ON(None, j)
+            STORE(arrays, start + j, c, on)
+            STORE(arrays, start + step + j, c, on)
+            if SEVERAL == 4:
+                STORE(arrays, start + 2 * step + j, c, on)
+                STORE(arrays, start + 3 * step + j, c, on)
+        start += SEVERAL * step
+        rows -= SEVERAL
+    for row in range(start, start + rows * step, step):
+        WRITE(arrays, row, width, columns, None, stream)
 
 
-@reordering
-def product(gradient, value):
-    """gradient · value, and 0 where the gradient is 0, whatever the value is."""
-    return gradient * value if gradient != 0 else gradient
+def _store(arrays, place, c, on):
+    store(arrays.out, place, RESULT(DY(arrays.dy, place), load(arrays.x, place), c, on))
 
 
-@reordering
-def line_product(gradient, value):
-    """`product` of lines."""
-    return where(gradient, gradient * value, gradient)
+def _writers_of(result, several):
+    """Of a `Result`: for a row, and for rows, `several` at a time."""
+    own = result._asdict()
+    write = writer_of(result, read_column, read_column_line)
+    store_one = elementwise(bound(_store, **own))
+    rows = bound(_write_rows, WRITE=write, STORE=store_one, SEVERAL=several, **own)
+    return write, elementwise(rows)
 
 
-@reordering
-def add_part_of_gradient_row(dy, x, start, first, last, mean_high, mean_low, sum_dy, sum_dy_x):
-    """The columns [first, last) of a row that begins at `start`."""
-    for j in range(first, last):
-        gradient = load(dy, start + j)
-        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
-        write(sum_dy, j, read(sum_dy, j) + gradient)
-        write(sum_dy_x, j, read(sum_dy_x, j) + product(gradient, value))
+write_y, write_y_rows = _writers_of(arithmetic.Y, 4)
+write_dx, write_dx_rows = _writers_of(arithmetic.DX, 2)
+write_dx_off, write_dx_off_rows = _writers_of(arithmetic.DX_OFF, 2)
+write_dx_masked = writer_of(arithmetic.DX_MASKED, read_column, read_column_line)
 
 
-@exact
-def gradient_block_sums(
-    dy, x, total, columns, first_row, last_row, first_column, width, large,
-    mean_high, mean_low, part_dy, part_dy_x, sum_dy, sum_dy_x,
-):  # fmt: skip
-    """Add the block to Σ dy and Σ dy · (x − mean) of each column."""
-    rows = max(0, min(last_row, total // columns) - first_row)
-    start = first_row * columns + first_column
-    clear(width, part_dy)
-    clear(width, part_dy_x)
-    for first in range(0, rows, GROUP):
-        add_gradient_rows(
-            dy, x, start + first * columns, columns, min(GROUP, rows - first), width, large,
-            mean_high, mean_low, part_dy, part_dy_x,
-        )  # fmt: skip
-        add_part(width, part_dy, sum_dy)
-        add_part(width, part_dy_x, sum_dy_x)
-    start, width = short_row(total, columns, last_row, first_column, width)
-    add_part_of_gradient_row(dy, x, start, 0, width, mean_high, mean_low, sum_dy, sum_dy_x)
+@uncounted
+def normalize_block(work, block):
+    """y of a block."""
+    arrays, cut, width = work.arrays, work.cut, block.width
+    columns = work.coefficients[:, block.first_column : block.first_column + width]
+    stream = cut.large and width >= LEAST_STREAM * lanes(arrays.out)
+    rows = max(0, min(block.last_row, cut.total // cut.columns) - block.first_row)
+    start = block.first_row * cut.columns + block.first_column
+    write_y_rows(arrays, cut, start, rows, width, columns, stream)
+    start, short = short_row(cut, block)
+    write_y(arrays, start, short, columns, None, False)
 
 
-@elementwise
-def scale_rows(dy, out, start, columns, rows, width, stream, scale):
-    """out = dy · scale: the gradient where x had no part in the statistics."""
-    for row in range(start, start + rows * columns, columns):
-        first = 0
-        if stream:
-            first = min(width, to_line(out, row))
-            scale_part(dy, out, row, 0, first, scale)
-            while first + lanes(out) <= width:
-                gradient = load_line(dy, row + first, out)
-                stream_line(out, row + first, gradient * read_line(scale, first, out))
-                first += lanes(out)
-        scale_part(dy, out, row, first, width, scale)
-
-
-@elementwise
-def scale_part(dy, out, start, first, last, scale):
-    """The columns [first, last) of a row that begins at `start`."""
-    for j in range(first, last):
-        store(out, start + j, load(dy, start + j) * read(scale, j))
-
-
-@elementwise
-def gradient_rows(
-    dy, x, out, start, columns, rows, width, stream,
-    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-):  # fmt: skip
-    """out = scale · ((dy − mean_dy) − slope · (x − mean)), in the cache two rows at a time."""
-    while rows >= 2 and not stream:
-        a, b = start, start + columns
-        for j in range(width):
-            high, low, by = read(mean_high, j), read(mean_low, j), read(slope, j)
-            dy_high, dy_low, to = read(mean_dy_high, j), read(mean_dy_low, j), read(scale, j)
-            inside_a = centered(load(dy, a + j), dy_high, dy_low)
-            inside_b = centered(load(dy, b + j), dy_high, dy_low)
-            store(out, a + j, to * (inside_a - by * centered(load(x, a + j), high, low)))
-            store(out, b + j, to * (inside_b - by * centered(load(x, b + j), high, low)))
-        start += 2 * columns
-        rows -= 2
-    for row in range(start, start + rows * columns, columns):
-        first = 0
-        if stream:
-            first = min(width, to_line(out, row))
-            gradient_part(
-                dy, x, out, row, 0, first,
-                mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-            )  # fmt: skip
-            while first + lanes(out) <= width:
-                high, low = read_line(mean_high, first, out), read_line(mean_low, first, out)
-                dy_high = read_line(mean_dy_high, first, out)
-                dy_low = read_line(mean_dy_low, first, out)
-                by, to = read_line(slope, first, out), read_line(scale, first, out)
-                inside = centered(load_line(dy, row + first, out), dy_high, dy_low)
-                value = centered(load_line(x, row + first, out), high, low)
-                stream_line(out, row + first, to * (inside - by * value))
-                first += lanes(out)
-        gradient_part(
-            dy, x, out, row, first, width,
-            mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-        )  # fmt: skip
-
-
-@elementwise
-def gradient_part(
-    dy, x, out, start, first, last, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope
-):
-    """The columns [first, last) of a row that begins at `start`."""
-    for j in range(first, last):
-        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
-        inside = centered(load(dy, start + j), read(mean_dy_high, j), read(mean_dy_low, j))
-        store(out, start + j, read(scale, j) * (inside - read(slope, j) * value))
-
-
-@elementwise
-def mixed_gradient_rows(
-    dy, x, out, columns, fold, row, rows, first_column, width, mask, chosen, stream,
-    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-):  # fmt: skip
-    """As `gradient_rows` where the mask is on, as `scale_rows` elsewhere."""
-    kind, on, outer, offsets = mask[0], mask[1], mask[2], mask[3]
-    channels = columns // fold
-    for mixed in range(row, row + rows):
-        if kind == ELEMENT:
-            choose_elements(on, steps_to(outer, mixed), offsets, first_column, width, chosen)
-        else:
-            choose_positions(on, mixed * fold, channels, width, chosen)
-        start, first = mixed * columns + first_column, 0
-        if stream:
-            first = min(width, to_line(out, start))
-            mixed_gradient_part(
-                dy, x, out, start, 0, first, chosen,
-                mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-            )  # fmt: skip
-            while first + lanes(out) <= width:
-                high, low = read_line(mean_high, first, out), read_line(mean_low, first, out)
-                dy_high = read_line(mean_dy_high, first, out)
-                dy_low = read_line(mean_dy_low, first, out)
-                by, to = read_line(slope, first, out), read_line(scale, first, out)
-                gradient = load_line(dy, start + first, out)
-                value = centered(load_line(x, start + first, out), high, low)
-                inside = centered(gradient, dy_high, dy_low) - by * value
-                result = where(read_line(chosen, first, out), inside, gradient)
-                stream_line(out, start + first, to * result)
-                first += lanes(out)
-        mixed_gradient_part(
-            dy, x, out, start, first, width, chosen,
-            mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-        )  # fmt: skip
-
-
-@elementwise
-def mixed_gradient_part(
-    dy, x, out, start, first, last, chosen,
-    mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-):  # fmt: skip
-    """The columns [first, last) of a row that begins at `start`."""
-    for j in range(first, last):
-        gradient = load(dy, start + j)
-        value = centered(load(x, start + j), read(mean_high, j), read(mean_low, j))
-        inside = centered(gradient, read(mean_dy_high, j), read(mean_dy_low, j))
-        inside = inside - read(slope, j) * value
-        result = inside if read(chosen, j) != 0 else gradient
-        store(out, start + j, read(scale, j) * result)
-
-
-@exact
-def gradient_block(
-    dy, x, out, total, columns, fold, first_row, last_row, first_column, width, mask, chosen,
-    large, mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-):  # fmt: skip
-    """The gradient of x for a block."""
-    stream = large and width >= LEAST_STREAM * lanes(out)
-    row, last_full = first_row, min(last_row, total // columns)
-    while row < last_full:
-        end, state = alike_until(mask, fold, columns, large, row, last_full)
-        start, rows = row * columns + first_column, end - row
+@uncounted
+def gradient_block(work, block, scratch):
+    """dx of a block."""
+    arrays, cut, mask, width = work.arrays, work.cut, work.mask, block.width
+    columns = work.coefficients[:, block.first_column : block.first_column + width]
+    stream = cut.large and width >= LEAST_STREAM * lanes(arrays.out)
+    row, end = block.first_row, min(block.last_row, cut.total // cut.columns)
+    while row < end:
+        until, state = alike_until(mask, cut, row, end)
+        start = row * cut.columns + block.first_column
         if state == EMPTY:
-            scale_rows(dy, out, start, columns, rows, width, stream, scale)
+            write_dx_off_rows(arrays, cut, start, until - row, width, columns, stream)
         elif state == FULL:
-            gradient_rows(
-                dy, x, out, start, columns, rows, width, stream,
-                mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-            )  # fmt: skip
+            write_dx_rows(arrays, cut, start, until - row, width, columns, stream)
         else:
-            mixed_gradient_rows(
-                dy, x, out, columns, fold, row, rows, first_column, width, mask, chosen, stream,
-                mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-            )  # fmt: skip
-        row = end
-    start, width = short_row(total, columns, last_row, first_column, width)
-    if mask[0] == OFF:
-        scale_part(dy, out, start, 0, width, scale)
-    elif mask[0] == NONE:
-        gradient_part(
-            dy, x, out, start, 0, width,
-            mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-        )  # fmt: skip
-    elif width > 0:
-        mixed_gradient_rows(
-            dy, x, out, columns, fold, total // columns, 1, first_column, width, mask, chosen,
-            False,
-            mean_high, mean_low, scale, mean_dy_high, mean_dy_low, slope,
-        )  # fmt: skip
+            for mixed in range(row, until):
+                write_mixed_row(work, block, mixed, width, scratch.on_row, columns, stream)
+        row = until
+    start, short = short_row(cut, block)
+    if mask.kind == OFF:
+        write_dx_off(arrays, start, short, columns, None, False)
+    elif mask.kind == NONE:
+        write_dx(arrays, start, short, columns, None, False)
+    elif short > 0:
+        write_mixed_row(work, block, end, short, scratch.on_row, columns, False)
+
+
+@inlined
+def write_mixed_row(work, block, row, width, on_row, columns, stream):
+    """dx of a row that is neither full nor empty."""
+    spread_row(work.mask, work.cut, row, block.first_column, width, on_row)
+    start = row * work.cut.columns + block.first_column
+    write_dx_masked(work.arrays, start, width, columns, On(on_row, 0, on_row), stream)

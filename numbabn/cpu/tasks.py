@@ -7,51 +7,65 @@ Numba's parallel pass, which takes seconds over large functions, sees a small on
 for all dtypes.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, config, prange, types
+from numba import config, prange, types
 from numba.extending import intrinsic
 
-from . import steps as kernels
-from . import threads
-from .compile import c_function, exact, kernel
+from . import rows, runs, threads
+from . import work as layout
+from .compile import bound, c_function, exact, kernel
+from .elements import array_at, read_fields
+from .masks import ELEMENT as ELEMENT_MASK
+from .masks import step_mask
 from .partition import Partition
-from .steps import COEFFICIENTS, VALUES
+from .work import Arrays, Call, Numbers, Work
 
-_TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
-    Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
-)
-_WORDS, _INNER, _LENGTH, _MASK = kernels.WORDS, kernels.INNER, kernels.LENGTH, kernels.MASK_BYTES
-# epsilon, rmin, rmax, dmax
-_NUMBERS = 4
+_TILES, _SPLITS = Partition._fields.index("tiles"), Partition._fields.index("splits")
+# Of what `work.Call` has.
+CALL = len(Partition._fields)
+_SCRATCH = CALL + Call._fields.index("scratch")
+TABLES = CALL + len(Call._fields)
 
-# What `_step` runs, and in which layout: each compilation has its own, see `_compile`.
+_places = exact(layout.places)
+
+# What `_step` runs, on which elements, and the dtype of coefficients: each compilation has its
+# own, see `_compile`.
 STEP: Any = None
-BY_ROWS = True
+ELEMENT = COEFFICIENT = np.float32
 
 
-def _step(x, dy, out, on, words, numbers, values, partial, coefficients, task):
-    """STEP over memory that is given as pointers."""
-    head = carray(words, (_WORDS,))
-    total, columns = (head[_TOTAL],), head[_COLUMNS]
-    arrays = (
-        carray(x, total),
-        carray(dy, total),
-        carray(out, total),
-        carray(on, (head[_MASK],)),
-        carray(words, (head[_LENGTH],)),
-        carray(numbers, (_NUMBERS,)),
-        carray(values, (VALUES, head[_CHANNELS])),
-        carray(partial, (head[_SPLITS], 3, columns)),
-        carray(coefficients, (COEFFICIENTS, columns)),
+def _step(x, dy, out, on, words, scratch, task):
+    """STEP over memory that is given by its address."""
+    head = array_at(words, 0, (TABLES,), np.int64)
+    cut, call = read_fields(head, 0, Partition), read_fields(head, CALL, Call)
+    at, total, columns = _places(cut), (cut.total,), cut.columns
+    arrays = Arrays(
+        array_at(x, 0, total, ELEMENT),
+        array_at(dy, 0, total, ELEMENT),
+        array_at(out, 0, total, ELEMENT),
     )
-    if BY_ROWS:
-        STEP(*arrays, task, True, None)
-    else:
-        STEP(*arrays, task, None, head[_INNER])
+    size = 2 * (call.mask_outer + call.mask_inner) + (
+        columns if call.mask_kind == ELEMENT_MASK else 0
+    )
+    tables = array_at(words, TABLES, (size,), np.int64)
+    mask = step_mask(call, array_at(on, 0, (call.mask_bytes,), np.uint8), tables)
+    numbers = array_at(scratch, at.numbers, (layout.NUMBERS,), np.float64)
+    STEP(
+        Work(
+            arrays,
+            cut,
+            mask,
+            call.reference,
+            read_fields(numbers, 0, Numbers),
+            array_at(scratch, at.per_channel, (layout.PER_CHANNEL, cut.channels), np.float64),
+            array_at(scratch, at.partial, (cut.splits, layout.PARTIAL, columns), np.float64),
+            array_at(scratch, at.coefficients, (layout.COEFFICIENTS, columns), COEFFICIENT),
+        ),
+        task,
+    )
 
 
 def call(step, arguments, task):
@@ -111,81 +125,70 @@ def run(steps, words, arguments):
 
 
 def memory(words):
-    """`values` for a partition, and its scratch: numbers, partial and coefficients."""
-    size = _NUMBERS + (3 * words[_SPLITS] + COEFFICIENTS) * words[_COLUMNS]
-    return np.empty((VALUES, words[_CHANNELS])), np.empty(size)
+    """The scratch of a call; see `work.Places`."""
+    return np.empty(words[_SCRATCH])
 
 
-def _addresses(x, dy, out, on, words, values, scratch):
+def _addresses(x, dy, out, on, words, scratch):
     """The arguments of every step, from the arrays of a call.
 
     x, dy, out: (outer, channels, inner), 16-bit floats as the integers that kernels read
     """
-    numbers = np.int64(scratch.ctypes.data)
-    partial = numbers + 8 * _NUMBERS
     return (
         np.int64(x.ctypes.data),
         np.int64(dy.ctypes.data),
         np.int64(out.ctypes.data),
         np.int64(on.ctypes.data),
         np.int64(words.ctypes.data),
-        numbers,
-        np.int64(values.ctypes.data),
-        partial,
-        partial + 8 * 3 * words[_SPLITS] * words[_COLUMNS],
+        np.int64(scratch.ctypes.data),
     )
 
 
-def _views(x, dy, out, on, words, values, scratch):
-    """What is at `_addresses`, as arrays."""
-    splits, columns = words[_SPLITS], words[_COLUMNS]
-    numbers, moments, table = np.split(scratch, (_NUMBERS, _NUMBERS + 3 * splits * columns))
-    table = table.view(np.float64 if x.dtype == np.float64 else np.float32)
-    return (
-        x.reshape(-1), dy.reshape(-1), out.reshape(-1), on, words, numbers, values,
-        moments.reshape(splits, 3, columns),
-        table[: COEFFICIENTS * columns].reshape(COEFFICIENTS, columns),
-    )  # fmt: skip
+def _arrays(*arrays):
+    """`_addresses`, where the JIT is off."""
+    return arrays
 
 
-arguments_of = _views if config.DISABLE_JIT else kernel(_addresses, "addresses", parallel=False)
-_compiled_arguments_of = exact(_views if config.DISABLE_JIT else _addresses)
+arguments_of = _arrays if config.DISABLE_JIT else kernel(_addresses, "addresses", parallel=False)
+_compiled_arguments_of = exact(_arrays if config.DISABLE_JIT else _addresses)
 _compiled_run = exact(run)
 _run_parallel = kernel(run, "run_parallel", parallel=True)
 
 
 @exact
-def run_serial(steps, x, dy, out, on, words, values, scratch):
+def run_serial(steps, x, dy, out, on, words, scratch):
     """`run` on arrays, from what is compiled; its caller holds on to their memory."""
-    _compiled_run(steps, words, _compiled_arguments_of(x, dy, out, on, words, values, scratch))
+    _compiled_run(steps, words, _compiled_arguments_of(x, dy, out, on, words, scratch))
 
 
-def run_parallel(steps, x, dy, out, on, words, values, scratch):
+def run_parallel(steps, x, dy, out, on, words, scratch):
     """`run` on arrays, from Python, on Numba's threads."""
-    arguments = arguments_of(x, dy, out, on, words, values, scratch)
+    arguments = arguments_of(x, dy, out, on, words, scratch)
     with threads.launching():
         _run_parallel(steps, words, arguments)
 
 
+# 16-bit floats as the integers that kernels read; and the dtype of coefficients.
 _ELEMENTS = {
-    "float16": (types.uint16, types.float32),
-    "bfloat16": (types.int16, types.float32),
-    "float32": (types.float32, types.float32),
-    "float64": (types.float64, types.float64),
+    "float16": (np.uint16, np.float32),
+    "bfloat16": (np.int16, np.float32),
+    "float32": (np.float32, np.float32),
+    "float64": (np.float64, np.float64),
 }
 _compiled: dict[Any, Any] = {}
 
 
-def load(steps, dtype_name, by_rows, inner):
+def load(steps, dtype_name, by_rows):
     """Steps of `steps` as `run` takes them; compiled, or loaded, on first use."""
     if config.DISABLE_JIT:
-        layout = (True, None) if by_rows else (None, inner)
-        return [step and partial(_call_with, step, layout) for step in steps]
+        return [step and bound(_step, **_bindings(step, dtype_name, by_rows)) for step in steps]
     return np.array([_address(step, dtype_name, by_rows) for step in steps], np.int64)
 
 
-def _call_with(step, layout, *arguments):
-    step(*arguments, *layout)
+def _bindings(step, dtype_name, by_rows):
+    element, coefficient = _ELEMENTS[dtype_name]
+    step = bound(step, LAYOUT=rows if by_rows else runs)
+    return {"STEP": exact(step), "ELEMENT": element, "COEFFICIENT": coefficient}
 
 
 def _address(step, dtype_name, by_rows):
@@ -197,14 +200,7 @@ def _address(step, dtype_name, by_rows):
     return _compiled[key].address
 
 
-def _compile(function, dtype_name, by_rows):
-    element, coefficient = _ELEMENTS[dtype_name]
-    elements = types.CPointer(element)
-    words, doubles = types.CPointer(types.int64), types.CPointer(types.float64)
-    signature = types.void(
-        elements, elements, elements, types.CPointer(types.uint8), words, doubles,
-        doubles, doubles, types.CPointer(coefficient), types.int64,
-    )  # fmt: skip
-    layout = "channels_last" if by_rows else "channels_first"
-    name = f"{function.__name__}_{layout}_{dtype_name}"
-    return c_function(_step, name, signature, STEP=exact(function), BY_ROWS=by_rows)
+def _compile(step, dtype_name, by_rows):
+    signature = types.void(*[types.int64] * 7)
+    name = f"{step.__name__}_{'channels_last' if by_rows else 'channels_first'}_{dtype_name}"
+    return c_function(_step, name, signature, **_bindings(step, dtype_name, by_rows))

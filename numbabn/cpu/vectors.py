@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from .elements import element_pointer, load, mark, narrow, store, widen
+from .elements import cell_pointer, element_pointer, load, mark, narrow, store, widen
 
 LINE_BYTES = 64
 
@@ -42,9 +42,9 @@ def full_line(value, like):
     return np.full(lanes(like), value)
 
 
-def load_line(array, index, like):
-    """The elements from ``array[index]`` on, as `load` has each."""
-    return np.array([load(array, i) for i in range(index, index + lanes(like))])
+def load_line(array, index):
+    """The elements from ``array[index]`` on, as `load` has each: a line of the array."""
+    return np.array([load(array, i) for i in range(index, index + lanes(array))])
 
 
 def read_line(array, index, like):
@@ -57,15 +57,32 @@ def write_line(array, index, line):
     array[index : index + line.size] = line
 
 
+def read_row_line(table, row, index, like):
+    """The elements from ``table[row, index]`` on, as `read_row` has each."""
+    return table[row, index : index + lanes(like)]
+
+
+def write_row_line(table, row, index, line):
+    """`write_row` each element."""
+    table[row, index : index + line.size] = line
+
+
+def read_column_line(table, index, kind, like):
+    """The elements from an index on of a table's first rows, as `read_column` has each."""
+    return kind(*table[: len(kind._fields), index : index + lanes(like)])
+
+
 def stream_line(array, index, line):
     """`store` each element, past the cache, where ``to_line(array, index)`` is 0."""
     for i in range(line.size):
         store(array, index + i, line[i])
 
 
-def where(condition, line, other):
-    """`line` where `condition` is not 0, `other` elsewhere."""
-    return np.where(condition != 0, line, other)
+def where(condition, value, other):
+    """`value` where `condition` is not 0, `other` elsewhere; numbers, or lines and numbers."""
+    if np.ndim(condition) == 0:
+        return value if condition != 0 else value.dtype.type(0) + other
+    return np.where(condition != 0, value, other).astype(value.dtype)
 
 
 def total(line):
@@ -178,19 +195,27 @@ def _pointer(context, builder, signature, arguments, lanes):
     return builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, lanes).as_pointer())
 
 
-def _line_loader(kind):
-    def load_elements(typing_context, array, index, like):
-        line = _line_of(array.dtype, like)
+def _load_line(typing_context, array, index):
+    line = _line_of(array.dtype, array)
 
-        def generate(context, builder, signature, arguments):
-            pointer = _pointer(context, builder, signature, arguments, line.lanes)
-            value = builder.load(pointer, align=array.dtype.bitwidth // 8)
-            mark(builder, value, kind)
-            return value if line.dtype == array.dtype else widen(builder, array.dtype, value)
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments, line.lanes)
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        mark(builder, value, "input")
+        return value if line.dtype == array.dtype else widen(builder, array.dtype, value)
 
-        return line(array, index, like), generate
+    return line(array, index), generate
 
-    return load_elements
+
+def _read_line(typing_context, array, index, like):
+    line = _line_of(array.dtype, like)
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments, line.lanes)
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        return mark(builder, value, "column")
+
+    return line(array, index, like), generate
 
 
 def _write_line(typing_context, array, index, line):
@@ -201,6 +226,50 @@ def _write_line(typing_context, array, index, line):
         return context.get_dummy_value()
 
     return types.void(array, index, line), generate
+
+
+def _row_pointer(context, builder, table, row, index, line):
+    pointer = cell_pointer(context, builder, table, row, index)
+    return builder.bitcast(pointer, context.get_value_type(line).as_pointer())
+
+
+def _read_row_line(typing_context, table, row, index, like):
+    line = _line_of(table.dtype, like)
+
+    def generate(context, builder, signature, arguments):
+        number, place = signature.args[1].literal_value, (signature.args[2], arguments[2])
+        pointer = _row_pointer(context, builder, (table, arguments[0]), number, place, line)
+        value = builder.load(pointer, align=table.dtype.bitwidth // 8)
+        return mark(builder, value, "column", number)
+
+    return line(table, row, index, like), generate
+
+
+def _write_row_line(typing_context, table, row, index, line):
+    def generate(context, builder, signature, arguments):
+        number, place = signature.args[1].literal_value, (signature.args[2], arguments[2])
+        pointer = _row_pointer(context, builder, (table, arguments[0]), number, place, line)
+        stored = builder.store(arguments[3], pointer, align=table.dtype.bitwidth // 8)
+        mark(builder, stored, "column", number)
+        return context.get_dummy_value()
+
+    return types.void(table, row, index, line), generate
+
+
+def _read_column_line(typing_context, table, index, kind, like):
+    line = _line_of(table.dtype, like)
+    column = types.NamedUniTuple(line, len(kind.instance_class._fields), kind.instance_class)
+
+    def generate(context, builder, signature, arguments):
+        values = []
+        for row in range(column.count):
+            place = (signature.args[1], arguments[1])
+            pointer = _row_pointer(context, builder, (table, arguments[0]), row, place, line)
+            value = builder.load(pointer, align=table.dtype.bitwidth // 8)
+            values.append(mark(builder, value, "column", row))
+        return context.make_tuple(builder, column, values)
+
+    return column(table, index, kind, like), generate
 
 
 def _stream_line(typing_context, array, index, line):
@@ -216,16 +285,21 @@ def _stream_line(typing_context, array, index, line):
     return types.void(array, index, _line_of(array.dtype, array)), generate
 
 
-def _where(typing_context, condition, line, other):
+def _where(typing_context, condition, value, other):
     def generate(context, builder, signature, arguments):
-        chooser, value, otherwise = arguments
-        if isinstance(condition.dtype, types.Integer):
-            chosen = builder.icmp_unsigned("!=", chooser, chooser.type(None))
+        chooser, chosen, otherwise = arguments
+        element = getattr(condition, "dtype", condition)
+        if isinstance(element, (types.Integer, types.Boolean)):
+            chooses = builder.icmp_unsigned("!=", chooser, chooser.type(None))
         else:
-            chosen = builder.fcmp_unordered("!=", chooser, chooser.type(None))
-        return builder.select(chosen, value, otherwise)
+            chooses = builder.fcmp_unordered("!=", chooser, chooser.type(None))
+        if other != value:
+            otherwise = context.cast(builder, otherwise, other, getattr(value, "dtype", value))
+        if isinstance(value, Line):
+            otherwise = _in_every_lane(builder, otherwise, context.get_value_type(value))
+        return builder.select(chooses, chosen, otherwise)
 
-    return line(condition, line, line), generate
+    return value(condition, value, other), generate
 
 
 def _total(typing_context, line):
@@ -259,9 +333,12 @@ if not config.DISABLE_JIT:
     to_line = intrinsic(_to_line)
     zero_line = intrinsic(_zero_line)
     full_line = intrinsic(_full_line)
-    load_line = intrinsic(_line_loader("input"))
-    read_line = intrinsic(_line_loader("column"))
+    load_line = intrinsic(_load_line)
+    read_line = intrinsic(_read_line)
     write_line = intrinsic(_write_line)
+    read_row_line = intrinsic(prefer_literal=True)(_read_row_line)
+    write_row_line = intrinsic(prefer_literal=True)(_write_row_line)
+    read_column_line = intrinsic(_read_column_line)
     stream_line = intrinsic(_stream_line)
     where = intrinsic(_where)
     total = intrinsic(_total)

@@ -11,10 +11,11 @@ with a word of its own, `source`:
 """
 
 import numpy as np
-from numba import carray
 
-from ..cpu import steps
+from .. import channels as rows
+from ..cpu import steps, tasks, work
 from ..cpu.compile import exact
+from ..cpu.elements import array_at, read_fields
 from ..cpu.partition import Partition
 from ..statistics import STATISTICS
 from . import callbacks, jobs, memory, table
@@ -29,16 +30,11 @@ from .operations import (
 )
 from .plans import AT, HEAD, KINDS
 
-_TOTAL, _CHANNELS, _COLUMNS, _TILES, _SPLITS = (
-    Partition._fields.index(name) for name in ("total", "channels", "columns", "tiles", "splits")
-)
-# What steps read beside rows of channels: epsilon, rmin, rmax, dmax.
-_NUMBERS = 4
-
 # The most moving statistics that there are; in a plan they lie side by side.
 _MOVING = len(STATISTICS)
 
 _move_statistics = exact(steps.move_statistics)
+_places = exact(work.places)
 
 
 @exact
@@ -60,27 +56,22 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     if not _are_limits(limits):
         return callbacks.fail_limits(limits, source, fail)
 
-    # One piece of memory for the job and the scratch of its steps. float32 coefficients fill
-    # half of their part.
-    channels, columns = words[_CHANNELS], words[_COLUMNS]
-    values_size, partial_size = steps.VALUES * channels, words[_SPLITS] * 3 * columns
-    scratch_size = values_size + partial_size + steps.COEFFICIENTS * columns
-    size = jobs.JOB + _NUMBERS + scratch_size + _MOVING * channels
+    # One piece of memory for the job, the scratch of its steps and the moving statistics.
+    cut = read_fields(words, 0, Partition)
+    at, channels = _places(cut), cut.channels
+    size = jobs.JOB + at.size + _MOVING * channels
     job = memory.call(table.entry(table.AT.allocate), (8 * size,))
     if job == 0:
         code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)
         return memory.call(fail, (source, code, message))
-    numbers_address = job + 8 * jobs.JOB
-    values_address = numbers_address + 8 * _NUMBERS
-    partial_address = values_address + 8 * values_size
-
+    scratch = job + 8 * jobs.JOB
+    numbers = array_at(scratch, at.numbers, (work.NUMBERS,), np.float64)
     epsilon = memory.double(plan[AT.epsilon])
-    numbers = carray(memory.pointer(numbers_address), (_NUMBERS,), np.float64)
     numbers[0], numbers[1:] = epsilon, limits
-    values = carray(memory.pointer(values_address), (steps.VALUES, channels), np.float64)
-    moving_address = values_address + 8 * scratch_size
-    moving = carray(memory.pointer(moving_address), (_MOVING, channels), np.float64)
-    _fill(plan, operands, values)
+    shape = (work.PER_CHANNEL, channels)
+    per_channel = array_at(scratch, at.per_channel, shape, np.float64)
+    moving = array_at(scratch, at.size, (_MOVING, channels), np.float64)
+    _fill(plan, operands, per_channel)
 
     x = operands[plan[AT.x], DATA]
     arguments = (
@@ -89,10 +80,7 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
         results[plan[AT.out], DATA] if plan[AT.out] >= 0 else x,
         operands[plan[AT.mask], DATA] if plan[AT.mask] >= 0 else 0,
         words_address,
-        numbers_address,
-        values_address,
-        partial_address,
-        partial_address + 8 * partial_size,
+        scratch,
     )
     shared = memory.words(job, jobs.JOB)
     for k in range(len(arguments)):
@@ -100,9 +88,9 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     for step in range(4):
         place = plan[AT.prepare + step]
         shared[jobs.STEPS + step] = table.step_at(place) if place >= 0 else 0
-    jobs.run(job, words[_TOTAL], words[_TILES], words[_SPLITS], source, count_others, schedule)
+    jobs.run(job, cut.total, cut.tiles, cut.splits, source, count_others, schedule)
 
-    _give_rows(plan, operands, results, values, moving, epsilon)
+    _give_rows(plan, operands, results, per_channel, moving, epsilon)
     jobs.release(job)
     return 0
 
@@ -124,15 +112,16 @@ def _fits(plan, operands, words):
     """Whether the buffers have the sizes and the dtype that the plan was made for."""
     if operands[plan[AT.x], DTYPE] != plan[AT.dtype]:
         return False
-    channels = words[_CHANNELS]
+    cut, call = read_fields(words, 0, Partition), read_fields(words, tasks.CALL, work.Call)
+    channels = cut.channels
     for place in range(AT.x, AT.out):
         expected, kind = channels, KINDS[place - AT.x]
         if kind == TENSOR:
-            expected = words[_TOTAL]
+            expected = cut.total
         elif kind == MASK:
-            expected = words[steps.MASK_BYTES]
+            expected = call.mask_bytes
         elif kind == SAVED:
-            expected = steps.SAVED * channels
+            expected = rows.SAVED * channels
         elif kind == NUMBER:
             expected = 1
         if plan[place] >= 0 and operands[plan[place], ELEMENTS] != expected:
@@ -161,18 +150,18 @@ def _are_limits(limits):
 
 
 @exact
-def _fill(plan, operands, values):
-    """The rows of `values` that the steps start from."""
-    values[steps.GAMMA] = 1.0
-    values[steps.BETA] = 0.0
-    for place, row in ((AT.gamma, steps.GAMMA), (AT.beta, steps.BETA)):
+def _fill(plan, operands, per_channel):
+    """The rows of `per_channel` that the steps start from."""
+    per_channel[rows.GAMMA] = 1.0
+    per_channel[work.BETA] = 0.0
+    for place, row in ((AT.gamma, rows.GAMMA), (AT.beta, work.BETA)):
         if plan[place] >= 0:
-            memory.read_floats(operands[plan[place]], values[row])
+            memory.read_floats(operands[plan[place]], per_channel[row])
     if plan[AT.saved] >= 0:
-        saved = values[: steps.SAVED]
+        saved = per_channel[: rows.SAVED]
         saved[:] = memory.array_of(operands[plan[AT.saved]], saved.shape, np.float64)
     elif plan[AT.run] == RUN_RENORM_FORWARD:
-        mean, spread = values[steps.REFERENCE_MEAN], values[steps.REFERENCE_SPREAD]
+        mean, spread = per_channel[work.REFERENCE_MEAN], per_channel[work.REFERENCE_SPREAD]
         if plan[AT.renorm_mean] >= 0:
             memory.read_floats(operands[plan[AT.renorm_mean]], mean)
             memory.read_floats(operands[plan[AT.renorm_stddev]], spread)
@@ -181,36 +170,36 @@ def _fill(plan, operands, values):
             memory.read_floats(operands[plan[AT.moving_variance]], spread)
     elif plan[AT.run] != RUN_FORWARD:
         # Statistics that are constants: as if they were of nothing.
-        values[steps.COUNT] = 0.0
-        values[steps.MEAN] = 0.0
-        values[steps.R] = 1.0
-        values[steps.D] = 0.0
-        memory.read_floats(operands[plan[AT.moving_variance]], values[steps.VARIANCE])
+        per_channel[rows.COUNT] = 0.0
+        per_channel[rows.MEAN] = 0.0
+        per_channel[rows.R] = 1.0
+        per_channel[rows.D] = 0.0
+        memory.read_floats(operands[plan[AT.moving_variance]], per_channel[rows.VARIANCE])
         if plan[AT.moving_mean] >= 0:
-            memory.read_floats(operands[plan[AT.moving_mean]], values[steps.MEAN])
+            memory.read_floats(operands[plan[AT.moving_mean]], per_channel[rows.MEAN])
 
 
 @exact
-def _give_rows(plan, operands, results, values, moving, epsilon):
+def _give_rows(plan, operands, results, per_channel, moving, epsilon):
     """The results that are rows of channels, after the last step."""
     if plan[AT.new_saved] >= 0:
-        saved = values[: steps.SAVED]
+        saved = per_channel[: rows.SAVED]
         memory.array_of(results[plan[AT.new_saved]], saved.shape, np.float64)[:] = saved
     if plan[AT.new_moving_mean] >= 0:
-        _move(plan, operands, results, values, moving, epsilon)
-    for place, row in ((AT.new_dgamma, steps.DGAMMA), (AT.new_dbeta, steps.DBETA)):
+        _move(plan, operands, results, per_channel, moving, epsilon)
+    for place, row in ((AT.new_dgamma, work.DGAMMA), (AT.new_dbeta, work.DBETA)):
         if plan[place] >= 0:
-            memory.write_floats(results[plan[place]], values[row])
+            memory.write_floats(results[plan[place]], per_channel[row])
 
 
 @exact
-def _move(plan, operands, results, values, moving, epsilon):
+def _move(plan, operands, results, per_channel, moving, epsilon):
     """Every moving statistic after the batch."""
     count = _MOVING if plan[AT.new_moving_stddev] >= 0 else 2
     for k in range(count):
         memory.read_floats(operands[plan[AT.moving_mean + k]], moving[k])
     momentum = memory.double(plan[AT.momentum])
     renorm_momentum = memory.double(plan[AT.renorm_momentum])
-    _move_statistics(moving[:count], values, epsilon, momentum, renorm_momentum)
+    _move_statistics(moving[:count], per_channel, epsilon, momentum, renorm_momentum)
     for k in range(count):
         memory.write_floats(results[plan[AT.new_moving_mean + k]], moving[k])

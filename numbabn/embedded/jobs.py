@@ -16,11 +16,11 @@ from .memory import words as words_at
 
 # A job is what the threads that work on one call share, in words: how many of them hold
 # it, the arguments and addresses of the steps, then the phases that all pass one by one.
-_HOLDERS, ARGUMENTS, STEPS, _PHASES, _FIRST_PHASE = 0, 1, 10, 14, 15
+_HOLDERS, ARGUMENTS, STEPS, _PHASES, _FIRST_PHASE = 0, 1, 7, 11, 12
 # Of a phase: the next task and how many are done, how many there are, and which steps each takes.
 _NEXT, _DONE, _COUNT, _FIRST_STEP, _LAST_STEP, _PHASE = range(6)
 # Room for four phases, and even: what follows a job is aligned to 16 bytes, as the job is.
-JOB = 40
+JOB = 32
 
 
 @intrinsic
@@ -85,10 +85,13 @@ def _work(job):
     """Take part in a job until it is done."""
     words = words_at(job, JOB)
     arguments = (
-        words[ARGUMENTS], words[ARGUMENTS + 1], words[ARGUMENTS + 2], words[ARGUMENTS + 3],
-        words[ARGUMENTS + 4], words[ARGUMENTS + 5], words[ARGUMENTS + 6],
-        words[ARGUMENTS + 7], words[ARGUMENTS + 8],
-    )  # fmt: skip
+        words[ARGUMENTS],
+        words[ARGUMENTS + 1],
+        words[ARGUMENTS + 2],
+        words[ARGUMENTS + 3],
+        words[ARGUMENTS + 4],
+        words[ARGUMENTS + 5],
+    )
     for phase in range(_FIRST_PHASE, _FIRST_PHASE + words[_PHASES] * _PHASE, _PHASE):
         count = words[phase + _COUNT]
         while True:

@@ -10,6 +10,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from ..cpu.compile import exact
+from ..cpu.elements import pointer as pointer
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 OTHER = -1
@@ -19,16 +20,6 @@ DATA, ELEMENTS, DTYPE, BUFFER = range(4)
 
 # What XLA and TensorFlow both number so, in an error.
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, FAILED_PRECONDITION = 3, 8, 9
-
-
-@intrinsic
-def pointer(typing_context, address):
-    """An address as `carray` takes it."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), generate
 
 
 @intrinsic

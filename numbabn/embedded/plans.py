@@ -9,7 +9,6 @@ from .. import layout as lay
 from ..checks import check_mask_dtype, check_mask_shape
 from ..cpu import launch, masks
 from ..cpu.partition import partition
-from ..cpu.steps import reference_kind
 from .memory import DTYPES
 from .operations import (
     OPERANDS,
@@ -97,7 +96,8 @@ def make_plan(run, geometry, attributes, operands, results):
     kind = masks.OFF if is_backward and "saved" not in operands else None
     steps, x = _STEPS[run], _Canonical(geometry.layout.canonical_shape, geometry.dtype)
     is_variance = "renorm_mean" not in operands if run == RUN_RENORM_FORWARD else None
-    of_kernels = launch.plan_for(steps, x, geometry.mask, reference_kind(is_variance), kind)
+    reference = launch.reference_kind(is_variance)
+    of_kernels = launch.plan_for(steps, x, geometry.mask, reference, kind)
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
     places |= {_RESULTS[name]: index for index, name in enumerate(results)}
