@@ -79,10 +79,13 @@ def statistics(x, mask, saved):
 def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
     """Normalize `x` by its own statistics into `out`; fills `saved`, and moves `moving`."""
     steps = STATISTICS if out is None else FORWARD
-    mean, spread, is_variance, limits = reference or (None, None, None, (0.0, 0.0, 0.0))
-    plan = plan_for(steps, x, mask, reference_kind(is_variance))
-    given = plan.present(*parameters, mean, spread)
-    _launch(_forward, plan, x, x, out, mask, epsilon, *given, limits, saved)
+    kind, given = work.NO_REFERENCE, None
+    if reference is not None:
+        mean, spread, is_variance, limits = reference
+        kind, given = reference_kind(is_variance), (mean, spread, limits)
+    plan = plan_for(steps, x, mask, kind)
+    gamma, beta = plan.present(parameters)
+    _launch(_forward, plan, x, x, out, mask, epsilon, gamma, beta, given, saved)
     if moving is not None:
         _move(moving, saved, epsilon)
 
@@ -90,8 +93,8 @@ def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
 def normalize(x, mean, variance, parameters, epsilon, out):
     """Normalize `x` by statistics that are given, into `out`."""
     plan = plan_for(NORMALIZE, x, None)
-    given = plan.present(mean, variance, *parameters)
-    _launch(_normalize, plan, x, x, out, None, epsilon, *given)
+    gamma, beta = plan.present(parameters)
+    _launch(_normalize, plan, x, x, out, None, epsilon, mean, variance, gamma, beta)
 
 
 def constants(mean, variance, gamma, saved):
@@ -156,16 +159,27 @@ def mark(source, target):
     target[...] = source != 0
 
 
-_move_statistics = kernel(kernels.move_statistics, "move_statistics", parallel=False)
+def _move_rows(moving, moved, saved, epsilon, momentum, renorm_momentum):
+    """Move statistics that are arrays, by way of a table; `moving` and `moved` are tuples."""
+    table = np.empty((len(moving), saved.shape[1]))
+    for row in range(len(moving)):
+        for channel in range(saved.shape[1]):
+            table[row, channel] = moving[row][channel]
+    move_statistics(table, saved, epsilon, momentum, renorm_momentum)
+    for row in range(len(moving)):
+        for channel in range(saved.shape[1]):
+            moved[row][channel] = table[row, channel]
+
+
+move_statistics = kernels.move_statistics
+_moved_rows = kernel(
+    _move_rows, "move_rows", parallel=False, move_statistics=exact(kernels.move_statistics)
+)
 
 
 def _move(moving, saved, epsilon):
-    table = np.empty((len(moving.statistics), saved.shape[1]))
-    for row, statistic in zip(table, moving.statistics, strict=True):
-        row[...] = statistic
-    _move_statistics(table, saved, epsilon, moving.momentum, moving.renorm_momentum or 0.0)
-    for row, moved in zip(table, moving.moved, strict=True):
-        moved[...] = row
+    statistics, moved, momentum, renorm_momentum = moving
+    _moved_rows(statistics, moved, saved, epsilon, momentum, renorm_momentum or 0.0)
 
 
 # `per_channel`, in the scratch of a call: `places` has it after the numbers, whatever the cut.
@@ -223,14 +237,16 @@ class _Operation:
 
 
 @_Operation
-def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, mean, spread, limits, saved):
+def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
     scratch = memory(words)
     scratch[0] = epsilon
-    scratch[1], scratch[2], scratch[3] = limits
     fill(scratch, channels.GAMMA, saved.shape[1], gamma, 1.0)
     fill(scratch, work.BETA, saved.shape[1], beta, 0.0)
-    fill(scratch, work.REFERENCE_MEAN, saved.shape[1], mean, 0.0)
-    fill(scratch, work.REFERENCE_SPREAD, saved.shape[1], spread, 0.0)
+    if reference is not None:
+        mean, spread, limits = reference
+        scratch[1], scratch[2], scratch[3] = limits
+        fill(scratch, work.REFERENCE_MEAN, saved.shape[1], mean, 0.0)
+        fill(scratch, work.REFERENCE_SPREAD, saved.shape[1], spread, 0.0)
     run(steps, x, dy, out, on, words, scratch)
     give(scratch, 0, saved)
 
@@ -281,15 +297,15 @@ class _Plan(NamedTuple):
     bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
     absent: NDArray[Any]  # what stands for an array of parameters that is not there
 
-    def present(self, *arrays):
-        """The arrays, None as one that is empty."""
-        return (self.absent if array is None else array for array in arrays)
+    def present(self, parameters):
+        """gamma and beta, None as an array that is empty."""
+        gamma, beta = parameters
+        absent = self.absent
+        return absent if gamma is None else gamma, absent if beta is None else beta
 
 
 def reference_kind(is_variance):
-    """What `work.Call` says of a reference, by whether it has a variance; None for no reference."""
-    if is_variance is None:
-        return work.NO_REFERENCE
+    """What `work.Call` says of a reference, by whether it has a variance."""
     return work.BY_VARIANCE if is_variance else work.BY_STDDEV
 
 

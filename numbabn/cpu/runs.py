@@ -12,7 +12,7 @@ from typing import Any
 
 from . import arithmetic
 from .arithmetic import writer_of, writer_of_part
-from .compile import bound, reordering, uncounted
+from .compile import bound, inlined, reordering, uncounted
 from .elements import load, read, read_column, read_row, write, write_row
 from .masks import (
     ELEMENT,
@@ -216,7 +216,7 @@ def _bound_to(terms):
         own["SHORT_SUMS"] = reordering(bound(_short_sums, **own))
         if on_line is not None:
             own["LONG_SUMS"] = reordering(bound(_long_sums, **own))
-            own["RUN_SUMS"] = uncounted(bound(_run_sums, **own))
+            own["RUN_SUMS"] = inlined(bound(_run_sums, **own))
         return uncounted(bound(add, **own))
 
     own = {"MASKED": terms.MASKED}

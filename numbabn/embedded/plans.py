@@ -9,6 +9,7 @@ from .. import layout as lay
 from ..checks import check_mask_dtype, check_mask_shape
 from ..cpu import launch, masks
 from ..cpu.partition import partition
+from ..cpu.work import NO_REFERENCE
 from .memory import DTYPES
 from .operations import (
     OPERANDS,
@@ -95,8 +96,9 @@ def make_plan(run, geometry, attributes, operands, results):
     is_backward = run in (RUN_SUMS, RUN_BACKWARD)
     kind = masks.OFF if is_backward and "saved" not in operands else None
     steps, x = _STEPS[run], _Canonical(geometry.layout.canonical_shape, geometry.dtype)
-    is_variance = "renorm_mean" not in operands if run == RUN_RENORM_FORWARD else None
-    reference = launch.reference_kind(is_variance)
+    reference = NO_REFERENCE
+    if run == RUN_RENORM_FORWARD:
+        reference = launch.reference_kind("renorm_mean" not in operands)
     of_kernels = launch.plan_for(steps, x, geometry.mask, reference, kind)
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
