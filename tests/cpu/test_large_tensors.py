@@ -6,11 +6,13 @@ And small ones in as many tasks as large ones are.
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from test_forward_backward import assert_agrees, forward
 
 import numbabn
-from arrays import DTYPES, cases
+from arrays import DTYPES, cases, masked_case
+from devices import assert_agrees, forward
 from numbabn.cpu.partition import partition
+
+pytestmark = pytest.mark.heavy
 
 LAYOUTS = [
     pytest.param((3, 5, 700), 1, id="runs"),
