@@ -96,6 +96,11 @@ _CUT, _FOLD = (
 )
 
 
+def _parameters(count: int) -> tuple[Any, Any]:
+    """The types of parameters and of their kinds."""
+    return types.UniTuple(_BYTES, count), _integers(count)
+
+
 def _compute(dtype: str) -> Any:
     return types.float64 if dtype == "float64" else types.float32
 
@@ -153,27 +158,19 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
 def channel_kernel(kernel: str, dtype: str) -> Variant:
     """A kernel over channels; dtype: float64 for float64 data, float32 for all other."""
     compute = types.CPointer(_compute(dtype))
-    parameters = (_BYTES,) * 4
+    limits = types.UniTuple(_DOUBLE, 3)
     signature = {
         "fold_forward": (
-            compute, _FOLD, *parameters, _integers(4), _INT, _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE,
-            _DOUBLES, compute,
+            compute, _FOLD, *_parameters(4), _INT, _DOUBLE, limits, _DOUBLES, compute,
         ),
-        "fold_backward": (
-            compute, _FOLD, _DOUBLES, _INT, _DOUBLE, compute, compute, compute,
-        ),
-        "given_coefficients": (*parameters, _integers(4), _DOUBLE, _INT, compute),
+        "fold_backward": (compute, _FOLD, _DOUBLES, _INT, _DOUBLE, compute, compute),
+        "given_coefficients": (*_parameters(4), _DOUBLE, _INT, compute),
         "move_statistics": (
-            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _INT, *(compute,) * 10,
+            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, *(types.UniTuple(compute, 5),) * 2,
         ),
-        "given_statistics": (*parameters[:3], _integers(3), _INT, _DOUBLES),
-        "merge_statistics": (
-            *(_BYTES,) * 6, _integers(6), _INT, _DOUBLES, _DOUBLES, _DOUBLES,
-        ),
-        "renorm_corrections": (
-            *parameters, _integers(4), _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE, _INT, _DOUBLES,
-            _DOUBLES,
-        ),
+        "given_statistics": (*_parameters(3), _INT, _DOUBLES),
+        "merge_statistics": (*_parameters(6), _INT, _DOUBLES),
+        "renorm_corrections": (*_parameters(4), _DOUBLE, limits, _INT, _DOUBLES),
     }[kernel]  # fmt: skip
     name = f"{kernel}_{dtype}"
     function = _bound(

@@ -5,13 +5,13 @@ the channel in turn and then each other's results, always in the same order.
 
     partial         as in `kernels`
     fold            a `Fold`
-    gamma, beta, reference_mean, reference_spread
-                    (channels,) parameters, of the dtypes that `kinds` says, see `elements`
-    kinds           a kind for each parameter, in the order of the arguments
+    parameters      a tuple of (channels,) parameters, of the dtypes that `kinds` says, see
+                    `elements`; each function says which
+    kinds           a kind for each of them
     limits          rmin, rmax, dmax
     saved           (SAVED, channels) float64, the rows named in `channels`
     coefficients    (FORWARD or BACKWARD, channels) COMPUTE
-    dgamma, dbeta   (channels,) COMPUTE
+    gradients       (GRADIENTS, channels) COMPUTE, the rows named in `channels`
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import formulas
-from ..channels import COUNT, GAMMA, MEAN, VARIANCE, D, R
+from ..channels import COUNT, DBETA, DGAMMA, GAMMA, MEAN, VARIANCE, D, R
 from .elements import ABSENT, parameter
 from .kernels import (
     COUNT_ON,
@@ -98,17 +98,16 @@ def place_of(fold, channel, item, rows):
 
 
 @device_function
-def parameter_or(memory, kind, channel, default):
+def given(parameters, kinds, index, channel, default):
     """A parameter of a channel as float64, or `default` where there is none."""
-    return default if kind == ABSENT else parameter(memory, kind, channel)
+    kind = kinds[index]
+    return default if kind == ABSENT else parameter(parameters[index], kind, channel)
 
 
-def fold_forward(
-    partial, fold, gamma, beta, reference_mean, reference_spread, kinds, reference, epsilon,
-    rmin, rmax, dmax, saved, coefficients,
-):  # fmt: skip
+def fold_forward(partial, fold, parameters, kinds, reference, epsilon, limits, saved, coefficients):
     """What a forward saves, and the coefficients of `normalize`.
 
+    parameters  gamma, beta, and the mean and spread of the reference
     reference   what the forward corrects against: PLAIN, BY_STDDEV or BY_VARIANCE
     """
     counts = cuda.shared.array(THREADS, np.float64)
@@ -146,30 +145,29 @@ def fold_forward(
         stddev = standard_deviation(variance, epsilon)
         r, d = 1.0, 0.0
         if reference != PLAIN:
-            spread = parameter(reference_spread, kinds[3], channel)
+            spread = given(parameters, kinds, 3, channel, 1.0)
             if reference == BY_VARIANCE:
                 spread = standard_deviation(spread, epsilon)
             r, d = renorm_r_d(
-                mean, stddev, parameter(reference_mean, kinds[2], channel), spread, epsilon,
-                rmin, rmax, dmax,
+                mean, stddev, given(parameters, kinds, 2, channel, 0.0), spread, epsilon,
+                limits[0], limits[1], limits[2],
             )  # fmt: skip
-        gain = parameter_or(gamma, kinds[0], channel, 1.0)
+        gain = given(parameters, kinds, 0, channel, 1.0)
         saved[COUNT * channels + channel] = count
         saved[MEAN * channels + channel] = mean
         saved[VARIANCE * channels + channel] = variance
         saved[R * channels + channel] = r
         saved[D * channels + channel] = d
         saved[GAMMA * channels + channel] = gain
-        scale, shift = scale_shift(
-            gain, parameter_or(beta, kinds[1], channel, 0.0), 1.0 / stddev, r, d
-        )
+        offset = given(parameters, kinds, 1, channel, 0.0)
+        scale, shift = scale_shift(gain, offset, 1.0 / stddev, r, d)
         high, low = in_two(mean, COMPUTE(0))
         coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
         coefficients[SHIFT * channels + channel] = shift - low * scale
 
 
-def fold_backward(partial, fold, saved, training, epsilon, dgamma, dbeta, coefficients):
+def fold_backward(partial, fold, saved, training, epsilon, gradients, coefficients):
     """dgamma and dbeta, and the coefficients of `gradient`.
 
     training    0 where the statistics were constants: then the coefficients are those with
@@ -202,8 +200,9 @@ def fold_backward(partial, fold, saved, training, epsilon, dgamma, dbeta, coeffi
         rstd = 1.0 / standard_deviation(saved[VARIANCE * channels + channel], epsilon)
         sum_dy_xhat = (sums_dy_x[thread] - low * sum_dy) * rstd
         r, d = saved[R * channels + channel], saved[D * channels + channel]
-        gradients = parameter_gradients(sum_dy, sum_dy_xhat, r, d)
-        dgamma[channel], dbeta[channel] = gradients
+        dgamma, dbeta = parameter_gradients(sum_dy, sum_dy_xhat, r, d)
+        gradients[DGAMMA * channels + channel] = dgamma
+        gradients[DBETA * channels + channel] = dbeta
         count = saved[COUNT * channels + channel]
         if training == 0:
             count, high, low = 0.0, COMPUTE(0), 0.0
@@ -221,60 +220,52 @@ def fold_backward(partial, fold, saved, training, epsilon, dgamma, dbeta, coeffi
 # What is given for each channel
 
 
-def given_coefficients(mean, variance, gamma, beta, kinds, epsilon, channels, coefficients):
-    """The coefficients of `normalize` from statistics as parameters."""
+def given_coefficients(parameters, kinds, epsilon, channels, coefficients):
+    """The coefficients of `normalize` from mean, variance, gamma and beta as parameters."""
     channel = cuda.grid(1)
     if channel < channels:
-        stddev = standard_deviation(parameter(variance, kinds[1], channel), epsilon)
-        scale, shift = scale_shift(
-            parameter_or(gamma, kinds[2], channel, 1.0),
-            parameter_or(beta, kinds[3], channel, 0.0),
-            1.0 / stddev, 1.0, 0.0,
-        )  # fmt: skip
-        high, low = in_two(parameter_or(mean, kinds[0], channel, 0.0), COMPUTE(0))
+        stddev = standard_deviation(given(parameters, kinds, 1, channel, 1.0), epsilon)
+        gain = given(parameters, kinds, 2, channel, 1.0)
+        offset = given(parameters, kinds, 3, channel, 0.0)
+        scale, shift = scale_shift(gain, offset, 1.0 / stddev, 1.0, 0.0)
+        high, low = in_two(given(parameters, kinds, 0, channel, 0.0), COMPUTE(0))
         coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
         coefficients[SHIFT * channels + channel] = shift - low * scale
 
 
-def given_statistics(mean, variance, gamma, kinds, channels, saved):
-    """What a forward would have saved whose statistics are these parameters."""
+def given_statistics(parameters, kinds, channels, saved):
+    """What a forward would have saved whose mean, variance and gamma are these parameters."""
     channel = cuda.grid(1)
     if channel < channels:
         saved[COUNT * channels + channel] = 0.0
-        saved[MEAN * channels + channel] = parameter(mean, kinds[0], channel)
-        saved[VARIANCE * channels + channel] = parameter(variance, kinds[1], channel)
+        saved[MEAN * channels + channel] = given(parameters, kinds, 0, channel, 0.0)
+        saved[VARIANCE * channels + channel] = given(parameters, kinds, 1, channel, 1.0)
         saved[R * channels + channel] = 1.0
         saved[D * channels + channel] = 0.0
-        saved[GAMMA * channels + channel] = parameter_or(gamma, kinds[2], channel, 1.0)
+        saved[GAMMA * channels + channel] = given(parameters, kinds, 2, channel, 1.0)
 
 
-def renorm_corrections(
-    mean, variance, reference_mean, reference_stddev, kinds, epsilon, rmin, rmax, dmax,
-    channels, r, d,
-):  # fmt: skip
-    """`r` and `d` of each channel, (channels,) float64, from parameters."""
+def renorm_corrections(parameters, kinds, epsilon, limits, channels, corrections):
+    """`r` and `d`, (2, channels) float64, from mean, variance, and the reference's mean and stddev
+    as parameters."""
     channel = cuda.grid(1)
     if channel < channels:
-        r[channel], d[channel] = renorm_r_d(
-            parameter(mean, kinds[0], channel),
-            standard_deviation(parameter(variance, kinds[1], channel), epsilon),
-            parameter(reference_mean, kinds[2], channel),
-            parameter(reference_stddev, kinds[3], channel),
-            epsilon, rmin, rmax, dmax,
+        stddev = standard_deviation(given(parameters, kinds, 1, channel, 1.0), epsilon)
+        r, d = renorm_r_d(
+            given(parameters, kinds, 0, channel, 0.0), stddev,
+            given(parameters, kinds, 2, channel, 0.0), given(parameters, kinds, 3, channel, 1.0),
+            epsilon, limits[0], limits[1], limits[2],
         )  # fmt: skip
+        corrections[channel], corrections[channels + channel] = r, d
 
 
-def move_statistics(
-    saved, epsilon, momentum, renorm_momentum, separate, channels,
-    moving_mean, moving_variance, moving_stddev, renorm_mean, renorm_stddev,
-    moved_mean, moved_variance, moved_stddev, moved_renorm_mean, moved_renorm_stddev,
-):  # fmt: skip
+def move_statistics(saved, epsilon, momentum, renorm_momentum, channels, moving, moved):
     """Statistics of a layer, moved to the batch's.
 
-    separate            0 where there are no statistics of renorm: then three are not read
-    moving_mean, ...    (channels,) COMPUTE
-    moved_mean, ...     (channels,) COMPUTE, where they go; may be the same
+    renorm_momentum     negative where there are no statistics of renorm: the last three of
+                        `moving` and `moved` are not there then
+    moving, moved       tuples of (channels,) COMPUTE, as `channels.Moving` has them
     """
     channel = cuda.grid(1)
     if channel >= channels:
@@ -283,39 +274,34 @@ def move_statistics(
     # A channel without a single element has nothing to move to: it keeps all of its values.
     moves = saved[COUNT * channels + channel] > 0
     share = momentum if moves else 1.0
-    renorm_share = renorm_momentum if moves else 1.0
-    moved_mean[channel] = moving_average(np.float64(moving_mean[channel]), mean, share)
-    if separate == 0:
-        old = np.float64(moving_variance[channel])
-        moved_variance[channel] = moving_average(old, variance, share)
+    moved[0][channel] = moving_average(np.float64(moving[0][channel]), mean, share)
+    old = np.float64(moving[1][channel])
+    if renorm_momentum < 0.0:
+        moved[1][channel] = moving_average(old, variance, share)
         return
     stddev = standard_deviation(variance, epsilon)
-    moved = moving_average(np.float64(moving_stddev[channel]), stddev, share)
-    moved_stddev[channel] = moved
-    old = np.float64(moving_variance[channel])
-    moved_variance[channel] = variance_from_stddev(moved, epsilon) if moves else old
-    old = np.float64(renorm_mean[channel])
-    moved_renorm_mean[channel] = moving_average(old, mean, renorm_share)
-    old = np.float64(renorm_stddev[channel])
-    moved_renorm_stddev[channel] = moving_average(old, stddev, renorm_share)
+    moved_stddev = moving_average(np.float64(moving[2][channel]), stddev, share)
+    moved[2][channel] = moved_stddev
+    moved[1][channel] = variance_from_stddev(moved_stddev, epsilon) if moves else old
+    share = renorm_momentum if moves else 1.0
+    moved[3][channel] = moving_average(np.float64(moving[3][channel]), mean, share)
+    moved[4][channel] = moving_average(np.float64(moving[4][channel]), stddev, share)
 
 
-def merge_statistics(
-    count_a, mean_a, variance_a, count_b, mean_b, variance_b, kinds, channels, count, mean,
-    variance,
-):  # fmt: skip
-    """The statistics of two sets together, (channels,) float64, from parameters."""
+def merge_statistics(parameters, kinds, channels, merged):
+    """The statistics of two sets together, (3, channels) float64, from count, mean and variance
+    of each as parameters."""
     channel = cuda.grid(1)
     if channel < channels:
-        number_a = parameter(count_a, kinds[0], channel)
-        number_b = parameter(count_b, kinds[3], channel)
-        number, merged, m2 = merge(
-            number_a,
-            parameter(mean_a, kinds[1], channel),
-            parameter(variance_a, kinds[2], channel) * number_a,
-            number_b,
-            parameter(mean_b, kinds[4], channel),
-            parameter(variance_b, kinds[5], channel) * number_b,
+        count = given(parameters, kinds, 0, channel, 0.0)
+        other = given(parameters, kinds, 3, channel, 0.0)
+        number, mean, m2 = merge(
+            count,
+            given(parameters, kinds, 1, channel, 0.0),
+            given(parameters, kinds, 2, channel, 0.0) * count,
+            other,
+            given(parameters, kinds, 4, channel, 0.0),
+            given(parameters, kinds, 5, channel, 0.0) * other,
         )
-        count[channel], mean[channel] = number, merged
-        variance[channel] = variance_of(number, m2)
+        merged[channel], merged[channels + channel] = number, mean
+        merged[2 * channels + channel] = variance_of(number, m2)

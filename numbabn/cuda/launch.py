@@ -48,7 +48,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..arrays.device import FLOAT32, FLOAT64, DeviceArray
-from ..channels import DBETA, DGAMMA, GAMMA, VARIANCE, Moving, Parameters, Reference
+from ..channels import GAMMA, VARIANCE, Moving, Parameters, Reference
 from ..layout import Layout
 from . import compile, copies, elements, folds, kernels, masks
 from .masks import Mask
@@ -117,7 +117,7 @@ def forward(
         _launch_channels(
             "fold_forward", x, blocks,
             (
-                partial, fold, *map(argument, given), _kinds(*given), way, epsilon, *limits,
+                partial, fold, *_parameters(*given), way, epsilon, limits,
                 argument(saved), coefficients,
             ),
         )  # fmt: skip
@@ -148,7 +148,7 @@ def _normalize(
     _, coefficients, _memory = _scratch(x, 0, kernels.FORWARD * channels)
     _launch_channels(
         "given_coefficients", x, _blocks(channels),
-        (*map(argument, given), _kinds(*given), epsilon, channels, coefficients),
+        (*_parameters(*given), epsilon, channels, coefficients),
     )  # fmt: skip
     _apply(x, coefficients, out)
 
@@ -158,11 +158,10 @@ def constants(
 ) -> None:
     """Fill `saved` as a forward would have whose statistics are these, and no renorm."""
     channels = saved.shape[1]
-    given = (mean, variance, gamma)
     with on(saved.device):
         _launch_channels(
             "given_statistics", saved, _blocks(channels),
-            (*map(argument, given), _kinds(*given), channels, argument(saved)),
+            (*_parameters(mean, variance, gamma), channels, argument(saved)),
         )  # fmt: skip
 
 
@@ -202,8 +201,8 @@ def backward(
         _launch_channels(
             "fold_backward", x, blocks,
             (
-                partial, fold, argument(saved), int(training), epsilon,
-                argument(_row(gradients, DGAMMA)), argument(_row(gradients, DBETA)), coefficients,
+                partial, fold, argument(saved), int(training), epsilon, argument(gradients),
+                coefficients,
             ),
         )  # fmt: skip
         if out is None:
@@ -238,17 +237,16 @@ def _move(saved: DeviceArray, epsilon: float, moving: Moving) -> None:
     """Move statistics to the batch's."""
     channels = saved.shape[1]
     dtype = moving.statistics[0].dtype.name
-    separate = moving.renorm_momentum is not None
     # The kernel leaves alone what is not there.
-    missing = () if separate else (None, None, None)
+    missing = (None,) * (5 - len(moving.statistics))
     old, new = (
         tuple(argument(each, dtype) for each in (*given, *missing))
         for given in (moving.statistics, moving.moved)
     )
+    renorm_momentum = -1.0 if moving.renorm_momentum is None else moving.renorm_momentum
     variant = compile.channel_kernel("move_statistics", dtype)
     arguments = (
-        argument(saved), epsilon, moving.momentum, moving.renorm_momentum or 0.0, int(separate),
-        channels, *old, *new,
+        argument(saved), epsilon, moving.momentum, renorm_momentum, channels, old, new,
     )  # fmt: skip
     launch(variant, _blocks(channels), saved, arguments)
 
@@ -262,13 +260,11 @@ def renorm_correction(
 ) -> None:
     """Fill `corrections`, (2, n) float64: `r` and `d`."""
     given = (mean, variance, reference.mean, reference.spread)
+    size = mean.size
     with on(mean.device):
         _launch_channels(
-            "renorm_corrections", corrections, _blocks(mean.size),
-            (
-                *map(argument, given), _kinds(*given), epsilon, *reference.limits, mean.size,
-                argument(_row(corrections, 0)), argument(_row(corrections, 1)),
-            ),
+            "renorm_corrections", corrections, _blocks(size),
+            (*_parameters(*given), epsilon, reference.limits, size, argument(corrections)),
         )  # fmt: skip
 
 
@@ -276,15 +272,11 @@ def merge_statistics(
     one: tuple[DeviceArray, ...], other: tuple[DeviceArray, ...], merged: DeviceArray
 ) -> None:
     """Fill `merged`, (3, n) float64, from two counts, means and variances."""
-    given = (*one, *other)
     channels = merged.shape[1]
     with on(merged.device):
         _launch_channels(
             "merge_statistics", merged, _blocks(channels),
-            (
-                *map(argument, given), _kinds(*given), channels,
-                *(argument(_row(merged, row)) for row in range(3)),
-            ),
+            (*_parameters(*one, *other), channels, argument(merged)),
         )  # fmt: skip
 
 
@@ -381,10 +373,12 @@ def _steps(mask: Mask | None) -> tuple[int, ...]:
     return (0,) * masks.STEPS if mask is None else mask.steps
 
 
-def _kinds(*parameters: DeviceArray | None) -> tuple[int, ...]:
-    return tuple(
-        elements.ABSENT if each is None else elements.KINDS[each.dtype.name] for each in parameters
+def _parameters(*given: DeviceArray | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Parameters and their kinds, as kernels over channels take them."""
+    kinds = tuple(
+        elements.ABSENT if each is None else elements.KINDS[each.dtype.name] for each in given
     )
+    return tuple(map(argument, given)), kinds
 
 
 def _blocks(channels: int) -> int:
