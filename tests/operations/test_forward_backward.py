@@ -315,6 +315,7 @@ def test_backward_from_plain_arrays(axis, memory, mask_shape):
     case.x = dense(case.x, memory)
     _, saved = forward(case)
     dx, *gradients = backward(case, saved)
+    assert get(saved.values).shape == (6, np.prod(case.parameter_shape))
     given = put(case.dy), put(case.x), saved.values
     options = {"axis": axis, "mask": put(mask), "epsilon": 1e-3}
     assert_same(backward_from_saved(*given, **options), (dx, *gradients))

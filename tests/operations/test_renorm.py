@@ -23,13 +23,13 @@ CLIPPINGS = [
 def values(rng, shape):
     """mean, variance and reference: of 200 channels, with these, every limit is met."""
     stddev = rng.uniform(0.0, 2.0, shape)
-    stddev.reshape(-1)[0] = 0.0
+    stddev.reshape(-1)[:1] = 0.0
     return rng.normal(size=shape), rng.uniform(0.0, 4.0, shape), rng.normal(size=shape), stddev
 
 
 @pytest.mark.parametrize("clipping", CLIPPINGS, ids=str)
 @pytest.mark.parametrize("epsilon", [1e-3, 0.1])
-@pytest.mark.parametrize("shape", [(200,), (1, 4, 3), (3, 1, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(200,), (1, 4, 3), (3, 1, 5), (0, 2, 1)], ids=str)
 def test_correction_agrees_with_the_oracle(rng, shape, epsilon, clipping):
     given = values(rng, shape)
     expected = reference.renorm_correction(*given, epsilon=epsilon, **(clipping or {}))
@@ -41,7 +41,7 @@ def test_correction_agrees_with_the_oracle(rng, shape, epsilon, clipping):
         for actual, wanted in zip(map(get, results), expected, strict=True):
             assert actual.dtype == np.float64
             assert actual.shape == shape
-            np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(actual, wanted, rtol=1e-14, atol=1e-15)
 
 
 def test_the_reference_is_floored_at_the_root_of_epsilon():

@@ -113,6 +113,13 @@ def test_merging_two_empty_parts_gives_zeros():
     assert_same(fields(empty.merge(empty)), [np.zeros(3)] * 3)
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((3, 0), -1), ((0, 2, 2), [0, 1])], ids=str)
+def test_there_may_be_no_channels(shape, axis):
+    batch = statistics(np.zeros(shape), axis=axis)
+    for field in (*fields(batch), *fields(batch.merge(batch))):
+        assert get(field).shape == reference.parameter_shape(shape, axis)
+
+
 def test_merging_does_not_cancel_at_a_large_offset():
     rng = np.random.default_rng(8)
     x = rng.normal(1e6, 1.0, (64, 2))
