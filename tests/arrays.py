@@ -1,10 +1,12 @@
 """Arrays for the tests: dtypes, memory orders, masks, whole cases, and how close is close."""
 
+import contextlib
 import dataclasses
 
 import ml_dtypes
 import numba
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import reference
@@ -30,6 +32,23 @@ def assert_close(actual, expected, *, scale=1.0):
     assert actual.shape == np.shape(expected)
     np.testing.assert_allclose(
         actual.astype(np.float64), expected, atol=atol * max(1.0, scale), rtol=rtol
+    )
+
+
+@contextlib.contextmanager
+def raises(error, message):
+    """What is within raises this error, of this type exactly and with this message as a whole."""
+    with pytest.raises(error) as raised:
+        yield
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+
+
+def mask_does_not_fit(mask_shape, x_shape):
+    """The message for a mask of a shape that is of neither form."""
+    return (
+        f"mask of shape {mask_shape} does not fit x of shape {x_shape}: expected the rank of x, "
+        "or one less (then a last axis is added), and each size to be that of x or 1"
     )
 
 
@@ -128,6 +147,22 @@ def make_case(
         if renorm
         else None,
     )
+
+
+def masked_case(shape, axis, mask, dtype):
+    """A case with all that there is, by the kind of mask."""
+    channels = reference.channel_axes(len(shape), axis)
+    positions = tuple(1 if a in channels else length for a, length in enumerate(shape))
+    rng = np.random.default_rng(3)
+    on = {
+        "none": lambda: None,
+        "positions": lambda: rng.random(positions) < 0.8,
+        "elements": lambda: rng.random(shape) < 0.8,
+        "broadcast": lambda: rng.random((1, *shape[1:])) < 0.8,
+        "half": lambda: rng.random(positions) < 0.5,
+        "padding": lambda: np.arange(np.prod(positions)).reshape(positions) % 60 < 35,
+    }[mask]()
+    return make_case(shape, axis, dtype, renorm=True, offset=1.0, mask=on, zeros=0.1)
 
 
 def assert_results(case, *, y, statistics, r, d, dx, dgamma, dbeta):

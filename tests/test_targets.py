@@ -1,17 +1,20 @@
 """Where an array goes, and what is said where it cannot."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import numbabn
+from arrays import raises
 from numbabn import targets
 from numbabn.arrays import is_on_device
 
 DEVICE_ARRAY = SimpleNamespace(__cuda_array_interface__={})
-INSTALL = "pip install 'numbabn[cuda13]' (or [cuda12], after the CUDA version of the driver)"
+NOT_INSTALLED = (
+    "arrays on a CUDA device need numba-cuda, which is not installed: pip install "
+    "'numbabn[cuda13]' (or [cuda12], after the CUDA version of the driver)"
+)
 
 
 @pytest.fixture
@@ -29,14 +32,13 @@ def test_what_is_on_a_device():
 
 @pytest.mark.parametrize("call", [numbabn.batch_statistics, numbabn.BatchNormalization()])
 def test_a_device_array_without_numba_cuda(call, without_numba_cuda):
-    message = f"arrays on a CUDA device need numba-cuda, which is not installed: {INSTALL}"
-    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+    with raises(RuntimeError, NOT_INSTALLED):
         call(DEVICE_ARRAY)
 
 
 def test_moving_a_layer_without_numba_cuda(without_numba_cuda):
     layer = numbabn.BatchNormalization()
-    with pytest.raises(RuntimeError, match="which is not installed"):
+    with raises(RuntimeError, NOT_INSTALLED):
         layer.to("cuda")
     assert layer(np.zeros((2, 3), np.float32)).shape == (2, 3)
 

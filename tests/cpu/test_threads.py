@@ -15,7 +15,7 @@ import numbabn
 from numbabn.cpu import launch
 from processes import run_python
 
-pytestmark = pytest.mark.jit
+pytestmark = [pytest.mark.jit, pytest.mark.heavy]
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

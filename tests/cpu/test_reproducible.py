@@ -8,9 +8,10 @@ import pytest
 
 import numbabn
 from arrays import DTYPES, make_case
+from devices import assert_same_bits, backward, forward
 from processes import run_python
 
-pytestmark = pytest.mark.jit
+pytestmark = [pytest.mark.jit, pytest.mark.heavy]
 
 # Above the size at which work goes to several threads; one shape for each way to cut it.
 SHAPES = [
@@ -24,13 +25,10 @@ SHAPES = [
 
 
 def results(case):
-    renorm = numbabn.Renorm(*case.renorm)
-    y, saved = numbabn.batch_norm_forward(
-        case.x, case.gamma, case.beta, axis=case.axis, mask=case.mask, renorm=renorm
-    )
-    gradients = numbabn.batch_norm_backward(case.dy, case.x, saved)
+    y, saved = forward(case)
     batch = numbabn.batch_statistics(case.x, axis=case.axis, mask=case.mask)
-    return [y, saved.statistics.mean, saved.statistics.variance, *gradients, batch.variance]
+    statistics = saved.statistics.mean, saved.statistics.variance
+    return [y, *statistics, *backward(case, saved), batch.variance]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
@@ -48,8 +46,7 @@ def test_same_bits_on_every_run_and_with_one_thread(shape, axis, dtype, masked):
     finally:
         numba.set_num_threads(threads)
     for other in again:
-        for one, two in zip(first, other, strict=True):
-            assert one.tobytes() == two.tobytes()
+        assert_same_bits(first, other)
 
 
 DIGEST = """
@@ -101,3 +98,23 @@ def test_same_bits_in_a_forked_child():
     )
     parent, child = run_python(program).split()
     assert parent == child
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [4, 20, 300])
+@pytest.mark.parametrize("channels", [64, 700])
+def test_a_batch_with_padding_behind_it_gives_the_bits_of_the_batch(channels, rows, dtype):
+    """Of fewer channels several positions are a row, and then they are added in another order."""
+    case = make_case((rows, channels), -1, dtype)
+    padding = np.full((max(1, rows // 3), channels), np.nan, dtype)
+    padded = np.concatenate([case.x, padding])
+    dy = np.concatenate([case.dy, np.zeros_like(padding)])
+    mask = np.arange(len(padded)) < rows
+    y, saved = numbabn.batch_norm_forward(case.x, case.gamma)
+    dx, *gradients = numbabn.batch_norm_backward(case.dy, case.x, saved)
+    same_y, same_saved = numbabn.batch_norm_forward(padded, case.gamma, mask=mask)
+    same_dx, *same_gradients = numbabn.batch_norm_backward(dy, padded, same_saved)
+    assert_same_bits(
+        (same_y[:rows], same_saved.values, same_dx[:rows], *same_gradients),
+        (y, saved.values, dx, *gradients),
+    )

@@ -1,24 +1,46 @@
-"""Arrays on a device, of every library that there is: from NumPy arrays and back."""
+"""Arrays of the libraries that this environment tests: from NumPy arrays and back.
+
+The variable NUMBABN_CUDA names it: none for NumPy's arrays on the CPU, "simulator" or "device" for
+arrays on a CUDA device.
+"""
 
 import ctypes
 import os
 
 import ml_dtypes
 import numpy as np
-from numba import cuda
 
 import numbabn
-from arrays import assert_results
+from arrays import DTYPES, assert_results
 from numbabn.targets import library_of
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-ON_HARDWARE = os.environ["NUMBABN_CUDA"] == "device"
+WHERE = os.environ.get("NUMBABN_CUDA")
+ON_CPU, SIMULATED, ON_HARDWARE = (each == WHERE for each in (None, "simulator", "device"))
 # "plain" has nothing but the array interface. In simulation there are no other libraries.
-LIBRARIES = ["numba", "plain", "cupy", "torch"] if ON_HARDWARE else ["numba", "plain"]
+LIBRARIES = {
+    None: ["numpy"],
+    "simulator": ["numba", "plain"],
+    "device": ["numba", "plain", "cupy", "torch"],
+}[WHERE]
+# What results are of, and weights.
+OWNERS = [library for library in LIBRARIES if library != "plain"]
+# Where one will do.
+LIBRARY = OWNERS[0]
+# Whose arrays say most of themselves: whether they are read-only, for one.
+TELLING = "numpy" if ON_CPU else "plain"
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Each library with what it knows: CuPy has no bfloat16.
+PAIRS = [
+    (library, dtype)
+    for library in LIBRARIES
+    for dtype in DTYPES
+    if (library, dtype) != ("cupy", BFLOAT16)
+]
 
 
-def describe(array, name):
-    """What is known of an array on the device."""
+def describe(array, name="array"):
+    """What is known of an array; one in NumPy is its own description."""
     return library_of(array).describe(array, name)
 
 
@@ -42,10 +64,15 @@ def memory_of(values):
     return np.frombuffer(raw, np.uint8).copy(), first - low
 
 
-def put(values, library):
-    """A copy of a NumPy array on the device, of the same strides; None stays None."""
-    if values is None:
-        return None
+def put(values, library=LIBRARY):
+    """A copy of a NumPy array on the device, of the same strides; for "numpy" the array itself.
+
+    None stays None.
+    """
+    if values is None or library == "numpy":
+        return values
+    from numba import cuda
+
     values = np.asarray(values)
     raw, first = memory_of(values)
     if library == "torch":
@@ -57,12 +84,11 @@ def put(values, library):
         return cupy.ndarray(values.shape, values.dtype, memory.data + first, values.strides)
     memory = cuda.to_device(raw)
     if library == "plain":
-        address = describe(memory, "memory").address + first
         interface = {
             "shape": values.shape,
             "strides": values.strides,
             "typestr": values.dtype.str,
-            "data": (address, not values.flags.writeable),
+            "data": (describe(memory).address + first, not values.flags.writeable),
             "version": 3,
         }
         return Plain(memory, interface)
@@ -87,10 +113,11 @@ def _torch(values, raw, first):
 
 
 def get(array):
-    """A NumPy copy of an array on the device."""
+    """A NumPy copy of an array on a device; one in NumPy itself, or a list of numbers as one."""
+    if isinstance(array, (np.ndarray, list)):
+        return np.asarray(array)
     if isinstance(array, Plain):
-        described = describe(array, "array")
-        array = numba_array(described)
+        array = numba_array(describe(array))
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":
@@ -105,7 +132,9 @@ def get(array):
 
 
 def numba_array(described):
-    """A described array as one of Numba's."""
+    """A described array on a device as one of Numba's."""
+    from numba import cuda
+
     if ON_HARDWARE:
         return cuda.as_cuda_array(described.owner)
     interface = {**described.owner.__cuda_array_interface__, "data": (described.address, False)}
@@ -113,13 +142,49 @@ def numba_array(described):
     return type(cuda.device_array(0, np.uint8))(view)
 
 
+def copies(arrays):
+    """NumPy copies that no later call can reach."""
+    return [np.array(get(each)) for each in arrays]
+
+
+def type_of(library):
+    """The type of the library's arrays, which results have too."""
+    return type(put(np.zeros(1, np.float32), library))
+
+
+def not_an_array(name, got):
+    """What is said of something else than an array beside x, by the name of its type."""
+    wanted = (
+        "a NumPy array or an array on a CUDA device"
+        if ON_CPU
+        else "an array with the CUDA array interface, as x is"
+    )
+    return f"{name} must be {wanted}, got {got}"
+
+
+def write(array, values):
+    """Write values into an array of `LIBRARY`, but for torch's and CuPy's."""
+    if isinstance(array, np.ndarray):
+        array[...] = values
+    else:
+        array.copy_to_device(np.asarray(values))
+
+
 def strides_of(array):
     """Bytes between neighbours along each axis."""
-    return describe(array, "array").strides
+    return describe(array).strides
 
 
-def on_device(case, library):
-    """The arguments of a forward on the device, as keywords."""
+def address(array):
+    """Where its first element is."""
+    described = describe(array)
+    if isinstance(described, np.ndarray):
+        return described.__array_interface__["data"][0]
+    return described.address
+
+
+def on_target(case, library=LIBRARY):
+    """The arguments of a forward, as keywords."""
     renorm = None
     if case.renorm is not None:
         mean, stddev, clipping = case.renorm
@@ -134,16 +199,38 @@ def on_device(case, library):
     }
 
 
-def assert_agrees(case, library="numba"):
+def forward(case, library=LIBRARY, **options):
+    """The output and what the backward needs."""
+    return numbabn.batch_norm_forward(**on_target(case, library), **options)
+
+
+def backward(case, saved, library=LIBRARY, **options):
+    """dx, dgamma and dbeta."""
+    x, dy = put(case.x, library), put(case.dy, library)
+    return numbabn.batch_norm_backward(dy, x, saved, **options)
+
+
+def assert_same(actual, expected):
+    """The same values in each array of both, of whatever libraries."""
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(get(one), get(other))
+
+
+def assert_same_bits(actual, expected):
+    """The same, of zeros their signs too."""
+    for one, other in zip(actual, expected, strict=True):
+        assert get(one).tobytes() == get(other).tobytes()
+
+
+def assert_agrees(case, library=LIBRARY):
     """Every result of a forward and a backward call is the oracle's, and no argument changed."""
-    arguments = on_device(case, library)
-    dy = put(case.dy, library)
+    before = [case.x.copy(), case.dy.copy()]
+    arguments, dy = on_target(case, library), put(case.dy, library)
     y, saved = numbabn.batch_norm_forward(**arguments)
     dx, dgamma, dbeta = (
         get(each) for each in numbabn.batch_norm_backward(dy, arguments["x"], saved)
     )
-    for array, before in ((arguments["x"], case.x), (dy, case.dy)):
-        np.testing.assert_array_equal(get(array), before)
+    assert_same((arguments["x"], dy), before)
     assert_results(
         case,
         y=get(y),

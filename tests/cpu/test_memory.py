@@ -11,7 +11,7 @@ import numbabn
 from arrays import dense
 from processes import run_python
 
-pytestmark = pytest.mark.jit
+pytestmark = [pytest.mark.jit, pytest.mark.heavy]
 
 # Scratch holds a few values a channel (or a column of a row of 4 KB) and a task: a sixtieth
 # of the input, and far above what Python itself needs for a call.
