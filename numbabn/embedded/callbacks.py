@@ -1,29 +1,36 @@
-"""What only Python knows: numbers that are read late, and what is wrong with limits.
+"""What only Python knows: numbers that are read late, what is wrong with limits, new plans.
 
-Compiled functions run without the GIL, and ask by a *request*: words, to a C function that
-takes it.
+Compiled functions run without the GIL, and ask by a *request*, whose address goes to a C function
+that `answers` made. An error in Python is handed to the framework, which raises one of its own; the
+original is kept, for the call in Python that the framework's error comes out of (`originals`).
+An interrupt is put off: it is asked for again once the request is answered, so that neither it
+nor the request is lost.
 """
 
 import ctypes
 import logging
+from collections import deque
 from collections.abc import Callable
-
-import numpy as np
-from numba import carray
+from contextlib import contextmanager
 
 from ..cpu.compile import exact
 from ..renorm import RenormClipping
 from . import table
-from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, call, pointer, words
+from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, call, words
 
 logger = logging.getLogger("numbabn")
 
-# To `read_late`: how many numbers, the address of their indices and that of the float32 that they
-# become; and if one cannot be had, why. To `explain_limits`: the limits as float64, and what is
-# wrong. The reason is a C string.
-REASON, REQUEST = 3, 40
+# Of a request, in words: its status, the answer, three arguments; and where there is no answer the
+# reason, a C string.
+STATUS, ANSWER, _ARGUMENTS, REASON, REQUEST = 0, 1, 2, 5, 42
+# A callback that Python did not even begin, for an interrupt came first, leaves it open.
+OPEN, ANSWERED, FAILED = range(3)
+# Interrupts in a row that a request waits out: so many do not come by chance.
+_MOST_INTERRUPTS = 1000
 
 _readers: list[Callable[[], float]] = []
+# Errors of callbacks and their texts. Few: whoever asks, asks at once.
+_errors: deque[tuple[str, BaseException]] = deque(maxlen=16)
 
 
 def index_of(reader):
@@ -34,49 +41,102 @@ def index_of(reader):
     return _readers.index(reader)
 
 
-# All of them at once: a thread that is not Python's gets a state of its own for each callback.
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-def read_late(address):
-    """Answer a request; 0 where a number cannot be had."""
-    size, indices, numbers = (ctypes.c_int64 * 3).from_address(address)
-    try:
-        for k, index in enumerate((ctypes.c_int64 * size).from_address(indices)):
-            ctypes.c_float.from_address(numbers + 4 * k).value = float(_readers[index]())
-    except Exception as error:
-        # Nothing can be raised into a framework. It gets the text, and raises an error itself.
-        logger.exception("a number that a compiled program reads cannot be read")
-        give_reason(address, f"{type(error).__name__}: {error}")
-        return 0
-    return 1
+def answers(function):
+    """A C function, of a request's address, that answers requests by what `function` returns."""
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int64)
+    def answer(address):
+        try:
+            request = (ctypes.c_int64 * REASON).from_address(address)
+            try:
+                request[ANSWER] = function(*request[_ARGUMENTS:REASON])
+                request[STATUS] = ANSWERED
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001
+                # Nothing can be raised into a framework. It gets the text.
+                _give_reason(address, error)
+                request[STATUS] = FAILED
+        except KeyboardInterrupt:
+            # The request stays open, and whoever made it asks again.
+            return
+
+    return answer
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-def explain_limits(address):
-    """Say what is wrong with limits as everywhere else."""
-    try:
-        RenormClipping(*(ctypes.c_double * 3).from_address(address))
-    except (TypeError, ValueError) as error:
-        give_reason(address, str(error))
-    return 0
-
-
-def give_reason(address, text):
-    """Put a text where an unanswered request has its reason."""
+def _give_reason(address, error):
+    """Put the text of an error where a request has its reason, and keep the error."""
+    text = str(error)
+    if not isinstance(error, (TypeError, ValueError)):
+        text = f"{type(error).__name__}: {text}"
+        logger.error("a compiled program cannot go on", exc_info=error)
+    _errors.append((text, error))
     encoded = text.encode()[: 8 * (REQUEST - REASON) - 1] + b"\0"
     ctypes.memmove(address + 8 * REASON, encoded, len(encoded))
+
+
+@contextmanager
+def originals(*failures):
+    """Raise the error of a callback in place of the failure that a framework made of it."""
+    try:
+        yield
+    except failures as failure:
+        said = str(failure)
+        for text, error in reversed(_errors):
+            if text and text in said:
+                raise error from failure
+        raise
+
+
+@exact
+def ask(function, first, second, third):
+    """The address of a request that is answered, or has failed, to be freed; 0 for no memory.
+
+    function: the address of what `answers` made
+    """
+    address = call(table.entry(table.AT.allocate), (8 * REQUEST,))
+    if address == 0:
+        return address
+    request = words(address, REQUEST)
+    request[STATUS], request[ANSWER], request[REASON] = OPEN, 0, 0
+    request[_ARGUMENTS], request[_ARGUMENTS + 1], request[_ARGUMENTS + 2] = first, second, third
+    interrupts = -1
+    while request[STATUS] == OPEN and interrupts < _MOST_INTERRUPTS:
+        call(function, (address,))
+        interrupts += 1
+    if request[STATUS] == OPEN:
+        request[STATUS] = FAILED
+    if interrupts > 0:
+        call(table.entry(table.AT.interrupt), ())
+    return address
+
+
+@exact
+def free(address):
+    """Let go of a request."""
+    call(table.entry(table.AT.free), (address,))
+
+
+# All of them at once: a thread that is not Python's gets a state of its own for each callback.
+@answers
+def read_late(size, indices, numbers):
+    """Read `size` numbers; the addresses are of their indices, and of the float32 they become."""
+    found = [float(_readers[index]()) for index in (ctypes.c_int64 * size).from_address(indices)]
+    (ctypes.c_float * size).from_address(numbers)[:] = found
+    return size
+
+
+@answers
+def explain_limits(limits, *_):
+    """Fail for limits, the address of three float64, as everywhere else."""
+    RenormClipping(*(ctypes.c_double * 3).from_address(limits))
+    return 0
 
 
 @exact
 def fail_limits(limits, source, fail):
     """Fail for limits of renorm, (3,) float64, that are none; see `execution` for `fail`."""
-    address = call(table.entry(table.AT.allocate), (8 * REQUEST,))
-    if address == 0:
-        return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)))
-    carray(pointer(address), (3,), np.float64)[:] = limits
-    call(table.entry(table.AT.explain_limits), (address,))
-    failure = call(fail, (source, INVALID_ARGUMENT, address + 8 * REASON))
-    call(table.entry(table.AT.free), (address,))
-    return failure
+    return _asked(table.AT.explain_limits, limits.ctypes.data, 0, 0, source, fail)
 
 
 @exact
@@ -87,13 +147,17 @@ def read_numbers(size, indices, numbers, source, fail):
     """
     if size == 0:
         return 0
-    address = call(table.entry(table.AT.allocate), (8 * REQUEST,))
+    return _asked(table.AT.read_late, size, indices, numbers, source, fail)
+
+
+@exact
+def _asked(place, first, second, third, source, fail):
+    """Ask, for no answer but its success: 0, or what `fail` returned."""
+    address = ask(table.entry(place), first, second, third)
     if address == 0:
         return call(fail, (source, RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)))
-    request = words(address, REQUEST)
-    request[0], request[1], request[2] = size, indices, numbers
     failure = 0
-    if call(table.entry(table.AT.read_late), (address,)) == 0:
+    if words(address, REQUEST)[STATUS] != ANSWERED:
         failure = call(fail, (source, INVALID_ARGUMENT, address + 8 * REASON))
-    call(table.entry(table.AT.free), (address,))
+    free(address)
     return failure

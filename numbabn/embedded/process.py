@@ -48,6 +48,7 @@ def _fill():
         free=address_of(python.PyMem_RawFree),
         give_way=address_of(give_way),
         advise=address_of(advise),
+        interrupt=address_of(python.PyErr_SetInterrupt),
         explain_limits=address_of(callbacks.explain_limits),
         read_late=address_of(callbacks.read_late),
         help_task=helper.address,

@@ -52,7 +52,15 @@ def _reader_of(symbol):
     return entry
 
 
-_C_FUNCTIONS = ("allocate", "free", "give_way", "advise", "explain_limits", "read_late")
+_C_FUNCTIONS = (
+    "allocate",
+    "free",
+    "give_way",
+    "advise",
+    "interrupt",
+    "explain_limits",
+    "read_late",
+)
 MESSAGES = {
     "not_loaded": "numbabn: the kernels of this program are not loaded: it was not traced in this "
     "process",

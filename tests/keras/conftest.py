@@ -18,6 +18,7 @@ OF_BACKENDS = {
         ("test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"),
         ("torch", "tensorflow", "jax"),
     ),
+    "test_callbacks.py": ("tensorflow", "jax"),
     "test_embedded.py": ("tensorflow", "jax"),
     "test_embedded_xla.py": ("jax",),
     "test_embedded_tensorflow.py": ("tensorflow",),

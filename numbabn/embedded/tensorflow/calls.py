@@ -94,7 +94,8 @@ def _run(spec, inputs, label):
     name = operator.OPERATOR
     if tf.executing_eagerly():
         eager = context.context()
-        outputs = execute.execute(name.encode(), len(dtypes), inputs, attributes, eager)
+        with callbacks.originals(tf.errors.OpError):
+            outputs = execute.execute(name.encode(), len(dtypes), inputs, attributes, eager)
     else:
         value, listed = tf.compat.v1.AttrValue, tf.compat.v1.AttrValue.ListValue
         node = tf.compat.v1.get_default_graph().create_op(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...cpu.compile import exact
+from ...cpu.elements import keep
 from .. import callbacks, execution, pool, table
 from ..jobs import load
 from ..memory import (
@@ -43,10 +44,20 @@ _FLOAT32 = DTYPES.index("float32")
 def create(construction):
     """The state of a new kernel, which is shared."""
     index = c_api.attribute_of(construction, _entry(_AT.attribute))
-    state = call(_entry(_AT.find_state), (index,))
-    if state == 0:
+    request = callbacks.ask(_entry(_AT.find_state), index, 0, 0)
+    if request == 0:
+        message = table.entry(table.AT.no_memory)
+        c_api.fail_construction(construction, RESOURCE_EXHAUSTED, message)
+        return 0
+    answer = words(request, callbacks.REQUEST)
+    state = answer[callbacks.ANSWER] if answer[callbacks.STATUS] == callbacks.ANSWERED else 0
+    if answer[callbacks.STATUS] != callbacks.ANSWERED:
+        reason = request + 8 * callbacks.REASON
+        c_api.fail_construction(construction, INVALID_ARGUMENT, reason)
+    elif state == 0:
         message = table.entry(table.AT.not_loaded)
         c_api.fail_construction(construction, FAILED_PRECONDITION, message)
+    callbacks.free(request)
     return state
 
 
@@ -61,6 +72,10 @@ def infer_shapes(inference, status):
 
 def compute(state, context):
     """Run a call."""
+    if state == 0:
+        # Its construction has failed, and TensorFlow was told.
+        c_api.fail_call(context, FAILED_PRECONDITION, table.entry(table.AT.not_loaded))
+        return
     inputs = c_api.inputs_of(context)
     record = _record_of(state, context, c_api.signature_of(inputs))
     if record != 0:
@@ -81,17 +96,19 @@ def _record_of(state, context, signature):
             if (known == signature).all():
                 return record
         record = head[BEFORE]
-    address = call(table.entry(table.AT.allocate), (8 * callbacks.REQUEST,))
-    if address == 0:
+    index = words(state, STATE)[INDEX]
+    request = callbacks.ask(_entry(_AT.make_record), index, signature.size, signature.ctypes.data)
+    if request == 0:
         c_api.fail_call(context, RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory))
         return 0
-    request = words(address, callbacks.REQUEST)
-    request[0], request[1] = words(state, STATE)[INDEX], signature.size
-    request[2] = signature.ctypes.data
-    record = call(_entry(_AT.make_record), (address, signature))
-    if record == 0:
-        c_api.fail_call(context, INVALID_ARGUMENT, address + 8 * callbacks.REASON)
-    call(table.entry(table.AT.free), (address,))
+    answer = words(request, callbacks.REQUEST)
+    record = answer[callbacks.ANSWER]
+    if answer[callbacks.STATUS] != callbacks.ANSWERED or record == 0:
+        c_api.fail_call(context, INVALID_ARGUMENT, request + 8 * callbacks.REASON)
+        record = 0
+    # What the callback read of it is needed until here.
+    keep(signature)
+    callbacks.free(request)
     return record
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,8 +18,6 @@ from ..memory import words
 from ..operations import Attributes, Shaped, result_dtype, result_shape
 from ..plans import geometry_of, make_plan
 from . import kernel
-
-logger = logging.getLogger("numbabn")
 
 # A record takes half a kilobyte. Whoever has more shapes than this waits for Python at each new
 # call, some 100 µs, and it is forgotten.
@@ -61,8 +58,9 @@ class _Entry:
             record = _make_record(self.spec, signature)
             if len(self.records) >= MOST_RECORDS:
                 return _copy_once(record)
+            publish = _publisher().ctypes
             self.records[key] = record
-            _publisher().ctypes(self.state.ctypes.data, record.ctypes.data)
+            publish(self.state.ctypes.data, record.ctypes.data)
         return self.records[key].ctypes.data
 
 
@@ -85,26 +83,18 @@ def spec_of(index: int) -> Spec:
     return _entries[index].spec
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-def find_state(index):
+@callbacks.answers
+def find_state(index, *_):
     """The address of the state of a spec's kernels; 0 where this process has no such spec."""
     return _entries[index].state.ctypes.data if 0 <= index < len(_entries) else 0
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-def make_record(address):
-    """Answer a request, (spec, size, address of the shapes), with the address of a record, or 0."""
-    index, size, shapes = (ctypes.c_int64 * 3).from_address(address)
+@callbacks.answers
+def make_record(index, size, shapes):
+    """The address of a record for a spec and shapes, `size` words at an address."""
     signature = np.array((ctypes.c_int64 * size).from_address(shapes), np.int64)
-    try:
-        with _lock:
-            return _entries[index].record_for(signature)
-    except Exception as error:
-        # Nothing can be raised into TensorFlow. It gets the text, and raises an error of its own.
-        if not isinstance(error, (TypeError, ValueError)):
-            logger.exception("no kernels can be found for a call")
-        callbacks.give_reason(address, str(error))
-        return 0
+    with _lock:
+        return _entries[index].record_for(signature)
 
 
 def _publish_record(state, record):

@@ -79,7 +79,7 @@ def is_available():
 
 
 def _try(inputs, attributes):
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         inputs = jax.tree.map(jnp.asarray, inputs)
         return [jax.jit(lambda each: call(NORMALIZE.name, each, attributes, ("y",))["y"])(inputs)]
 
