@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 # Rows of `saved`, (SAVED, channels) float64: what a forward keeps for its backward.
 COUNT, MEAN, VARIANCE, R, D, GAMMA = range(6)
 SAVED = 6
+# The statistics that a layer moves, in Keras's order; the last three exist with renorm only.
+STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
 # Rows of what a backward gives, (GRADIENTS, channels).
 DGAMMA, DBETA = range(2)
 GRADIENTS = 2

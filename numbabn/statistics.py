@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, Described, Library
-from .channels import Reference
+from .channels import STATISTICS, Reference
 from .operands import dense
 from .renorm import RenormClipping
 from .targets import launchers_of, library_of, to_host
@@ -106,15 +106,11 @@ class BatchStatistics:
         return reduce(BatchStatistics.merge, parts)
 
 
-# The statistics that a layer moves, in Keras's order; the last three exist with renorm only.
-STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
-
-
 @dataclass
 class MovingStatistics:
     """What a training step of a layer moves, and corrects against with renorm."""
 
-    arrays: Mapping[str, Array]  # by the names above
+    arrays: Mapping[str, Array]  # by the names in `STATISTICS`
     momentum: float
     renorm: bool
     renorm_momentum: float | None  # None to correct against the moving mean and variance

@@ -45,7 +45,7 @@ inlined = njit(fastmath=False, _nrt=False, forceinline=True, **_INNER)
 
 # Where everything that is compiled for the CPU comes from, and the names that have places in plans.
 _FOLDERS = ("cpu", "embedded")
-_FILES = ("formulas", "channels", "statistics", "renorm")
+_FILES = ("formulas", "channels", "renorm")
 
 
 def _sources_digest():

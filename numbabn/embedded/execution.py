@@ -13,11 +13,11 @@ with a word of its own, `source`:
 import numpy as np
 
 from .. import channels as rows
+from ..channels import STATISTICS
 from ..cpu import steps, tasks, work
 from ..cpu.compile import exact
 from ..cpu.elements import array_at, read_fields
 from ..cpu.partition import Partition
-from ..statistics import STATISTICS
 from . import callbacks, jobs, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
 from .operations import (

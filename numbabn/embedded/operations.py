@@ -12,8 +12,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..channels import SAVED as SAVED_ROWS
+from ..channels import STATISTICS
 from ..renorm import RenormClipping
-from ..statistics import STATISTICS
 
 # Kinds: like x; a mask; one value a channel; (6, channels) float64, what a forward keeps for its
 # backward (see `channels`); a single float32.

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from ..channels import STATISTICS
 from ..checks import FLOATS, check_epsilon, check_momentum
 from ..embedded.operations import Attributes
 from ..layout import Axis, channel_axes, plain_axis
-from ..statistics import STATISTICS
 from .bridges import bridge_of
 from .clipping import Clipping
 from .operations import INFERENCE, TRAINING

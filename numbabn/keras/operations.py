@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..channels import STATISTICS
 from ..embedded.operations import (
     BACKWARD,
     FORWARD,
@@ -22,7 +23,7 @@ from ..embedded.operations import (
 )
 from ..functional import backward_from_saved, gradients_of_normalize, normalize, train
 from ..renorm import RenormClipping
-from ..statistics import STATISTICS, MovingStatistics
+from ..statistics import MovingStatistics
 from ..targets import to_host
 
 Arrays = dict[str, Any]

@@ -3,7 +3,6 @@
 import numpy as np
 
 from ...cpu.compile import exact
-from ...cpu.elements import keep
 from .. import callbacks, execution, pool, table
 from ..jobs import load
 from ..memory import (
@@ -106,8 +105,6 @@ def _record_of(state, context, signature):
     if answer[callbacks.STATUS] != callbacks.ANSWERED or record == 0:
         c_api.fail_call(context, INVALID_ARGUMENT, request + 8 * callbacks.REASON)
         record = 0
-    # What the callback read of it is needed until here.
-    keep(signature)
     callbacks.free(request)
     return record
 
