@@ -63,10 +63,23 @@ _DIGEST = _sources_digest()
 
 
 def bound(function, **bindings):
-    """A copy of `function` with `bindings` among its globals: one body for several arithmetics."""
-    copy = FunctionType(function.__code__, {**function.__globals__, **bindings}, function.__name__)
-    copy.__qualname__ = function.__qualname__
+    """A copy of `function` with `bindings` among its globals: one body for several arithmetics.
+
+    It has a name of its own. The machine code of several processes meets where it is loaded from
+    the cache, and of two functions of one name and of one type only the first would be called.
+    """
+    label = ", ".join(f"{name}={_label(bindings[name])}" for name in sorted(bindings))
+    name = f"{function.__name__}_{hashlib.sha256(label.encode()).hexdigest()[:10]}"
+    copy = FunctionType(function.__code__, {**function.__globals__, **bindings}, name)
+    copy.__qualname__ = name
     return copy
+
+
+def _label(value):
+    """What a binding is, in words that every process has for it."""
+    value = getattr(value, "py_func", value)
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    return repr(value) if name is None else f"{getattr(value, '__module__', '')}.{name}"
 
 
 def _named(function, name, **bindings):

@@ -143,3 +143,24 @@ def test_a_process_that_compiles_gives_the_bits_of_one_that_loads(tmp_path):
     program = textwrap.dedent(OF_A_FRESH_CACHE)
     compiled, loaded = (run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert compiled == loaded
+
+
+OF_LAYOUTS = """
+    import sys
+    import numpy as np
+    import numbabn
+    for axis in map(int, sys.argv[1:]):
+        x = np.random.default_rng(0).normal(1, 2, (40, 24, 24)).astype("f4")
+        y, saved = numbabn.batch_norm_forward(x, axis=axis)
+        results = (y, saved.values, *numbabn.batch_norm_backward(x, x, saved))
+        print(b"".join(np.ascontiguousarray(each).tobytes() for each in results).hex())
+"""
+
+
+def test_kernels_that_two_processes_compiled_do_not_meet(tmp_path):
+    """Functions of one name and type in two pieces of machine code: only the first is called."""
+    program, shared = textwrap.dedent(OF_LAYOUTS), str(tmp_path / "shared")
+    for axis in ("1", "-1"):
+        run_python(program, axis, NUMBA_CACHE_DIR=shared)
+    loaded = run_python(program, "1", "-1", NUMBA_CACHE_DIR=shared)
+    assert loaded == run_python(program, "1", "-1", NUMBA_CACHE_DIR=str(tmp_path / "own"))
