@@ -47,17 +47,17 @@ class Terms(NamedTuple):
     DY: Any
     DY_OF_LINE: Any
     ASK: Any  # asks for memory that is to be read later
-    FOUR: bool  # whether four lines of a run are added up at a time, or two
+    LINES: int  # how many lines of a run are added up at a time: four, or two
     MASKED: bool  # whether there can be a mask
 
 
 MOMENTS = Terms(
     reordering(bound(formulas.element_moments, **_OWN)),
-    Pivot, nothing, nothing, _ask_x, FOUR=True, MASKED=True,
+    Pivot, nothing, nothing, _ask_x, LINES=4, MASKED=True,
 )  # fmt: skip
 GRADIENTS = Terms(
     reordering(bound(formulas.element_gradients, **_OWN)),
-    Mean, load, load_line, _ask_both, FOUR=False, MASKED=False,
+    Mean, load, load_line, _ask_both, LINES=2, MASKED=False,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import arithmetic
 from .arithmetic import writer_of, writer_of_part
-from .compile import bound, inlined, reordering, uncounted
+from .compile import bound, reordering, uncounted
 from .elements import load, read, read_column, read_row, write, write_row
 from .masks import (
     ELEMENT,
@@ -49,11 +49,11 @@ DY_OF_LINE: Any = None
 ASK: Any = None
 ON: Any = None
 ON_LINE: Any = None
-FOUR = MASKED = True
+LINES = 4
+MASKED = True
 COUNTED = False
 SHORT_SUMS: Any = None
 LONG_SUMS: Any = None
-RUN_SUMS: Any = None
 ADD_RUNS: Any = None
 ADD_MASKED_RUNS: Any = None
 ADD_ELEMENT_MASKED_RUNS: Any = None
@@ -77,12 +77,12 @@ def distance_ahead(x, cut, width, j, runs):
 # Sums
 
 
-def _short_sums(arrays, start, first, last, c, at, sum_1, sum_2):
-    """Add the elements [first, last) of a run to its sums; how many are on, where COUNTED."""
+def _short_sums(arrays, first, last, c, at, sum_1, sum_2):
+    """Add the elements [first, last) to sums; how many are on, where they are COUNTED."""
     number = 0
-    for i in range(first, last):
-        on = ON(at, i)
-        term_1, term_2 = TERMS(DY(arrays.dy, start + i), load(arrays.x, start + i), c, on)
+    for i in range(last - first):
+        place, on = first + i, ON(at, i)
+        term_1, term_2 = TERMS(DY(arrays.dy, place), load(arrays.x, place), c, on)
         if COUNTED:
             number += on != 0
         sum_1 += term_1
@@ -90,57 +90,53 @@ def _short_sums(arrays, start, first, last, c, at, sum_1, sum_2):
     return number, sum_1, sum_2
 
 
-def _long_sums(arrays, start, length, c, at, ahead):
-    """The sums of a run, in lines; what lies `ahead` is asked for."""
-    dy, x, i, none = arrays.dy, arrays.x, 0, zero_line(arrays.x)
-    step, lines = lanes(x), 4 if FOUR else 2
+def _long_sums(arrays, first, last, c, at, ahead):
+    """The sums of the elements [first, last), in lines; what lies `ahead` is asked for."""
+    dy, x, none = arrays.dy, arrays.x, zero_line(arrays.x)
+    step = lanes(x)
     a_1, a_2, b_1, b_2, c_1, c_2, d_1, d_2 = none, none, none, none, none, none, none, none
-    while i + lines * step <= length:
-        j, first, second = i + step, start + i, start + i + step
+    while first + LINES * step <= last:
+        second, third, fourth = first + step, first + 2 * step, first + 3 * step
         ASK(arrays, first + ahead)
         ASK(arrays, second + ahead)
         dy_a, dy_b = DY_OF_LINE(dy, first), DY_OF_LINE(dy, second)
-        term_1, term_2 = TERMS(dy_a, load_line(x, first), c, ON_LINE(at, i, x))
+        term_1, term_2 = TERMS(dy_a, load_line(x, first), c, ON_LINE(at, 0, x))
         a_1, a_2 = a_1 + term_1, a_2 + term_2
-        term_1, term_2 = TERMS(dy_b, load_line(x, second), c, ON_LINE(at, j, x))
+        term_1, term_2 = TERMS(dy_b, load_line(x, second), c, ON_LINE(at, step, x))
         b_1, b_2 = b_1 + term_1, b_2 + term_2
-        if FOUR:
-            third, fourth = second + step, second + 2 * step
+        if LINES == 4:
             ASK(arrays, third + ahead)
             ASK(arrays, fourth + ahead)
             dy_c, dy_d = DY_OF_LINE(dy, third), DY_OF_LINE(dy, fourth)
-            term_1, term_2 = TERMS(dy_c, load_line(x, third), c, ON_LINE(at, j + step, x))
+            term_1, term_2 = TERMS(dy_c, load_line(x, third), c, ON_LINE(at, 2 * step, x))
             c_1, c_2 = c_1 + term_1, c_2 + term_2
-            term_1, term_2 = TERMS(dy_d, load_line(x, fourth), c, ON_LINE(at, j + 2 * step, x))
+            term_1, term_2 = TERMS(dy_d, load_line(x, fourth), c, ON_LINE(at, 3 * step, x))
             d_1, d_2 = d_1 + term_1, d_2 + term_2
-        i += lines * step
-    for place in range(start + i, start + length, step):
-        ASK(arrays, place + ahead)
+        first += LINES * step
+        at = On(at.on, at.start + LINES * step, at.offsets)
     sum_1, sum_2 = total((a_1 + b_1) + (c_1 + d_1)), total((a_2 + b_2) + (c_2 + d_2))
     if MASKED:
-        return SHORT_SUMS(arrays, start, i, length, c, at, sum_1, sum_2)
-    zero = type(sum_1)(0)
-    number, rest_1, rest_2 = SHORT_SUMS(arrays, start, i, length, c, at, zero, zero)
-    return number, sum_1 + rest_1, sum_2 + rest_2
-
-
-def _run_sums(arrays, start, length, c, at, ahead):
-    """The sums of a run as they are taken best."""
-    if MASKED or length >= LONG * lanes(arrays.x):
-        return LONG_SUMS(arrays, start, length, c, at, ahead)
-    for place in range(start, start + length, lanes(arrays.x)):
+        return SHORT_SUMS(arrays, first, last, c, at, sum_1, sum_2)
+    for place in range(first, last, step):
         ASK(arrays, place + ahead)
-    zero = type(c[0])(0)
-    return SHORT_SUMS(arrays, start, 0, length, c, at, zero, zero)
+    zero = type(sum_1)(0)
+    number, rest_1, rest_2 = SHORT_SUMS(arrays, first, last, c, at, zero, zero)
+    return number, sum_1 + rest_1, sum_2 + rest_2
 
 
 def _add_runs(arrays, cut, start, length, width, adding, at):
     """Add the same part of `width` neighbouring runs."""
-    sums, runs = adding.sums, runs_ahead(arrays.x, cut.inner, length)
+    sums, zero, step = adding.sums, adding.columns.dtype.type(0), lanes(arrays.x)
+    runs, short = runs_ahead(arrays.x, cut.inner, length), length < LONG * step
     for j in range(width):
-        ahead = distance_ahead(arrays.x, cut, width, j, runs)
+        run, ahead = start + j * cut.inner, distance_ahead(arrays.x, cut, width, j, runs)
         c = read_column(adding.columns, j, KIND)
-        _, sum_1, sum_2 = RUN_SUMS(arrays, start + j * cut.inner, length, c, at, ahead)
+        if short and not MASKED:
+            for place in range(run, run + length, step):
+                ASK(arrays, place + ahead)
+            _, sum_1, sum_2 = SHORT_SUMS(arrays, run, run + length, c, at, zero, zero)
+        else:
+            _, sum_1, sum_2 = LONG_SUMS(arrays, run, run + length, c, at, ahead)
         write_row(sums, SUM_1, j, read_row(sums, SUM_1, j) + sum_1)
         write_row(sums, SUM_2, j, read_row(sums, SUM_2, j) + sum_2)
 
@@ -152,7 +148,7 @@ def _add_element_masked_runs(work, block, row, start, length, adding, offsets):
     for j in range(block.width):
         at = On(mask.on, row_start + mask.columns[block.first_column + j], offsets)
         c, run = read_column(adding.columns, j, KIND), start + j * work.cut.inner
-        number, sum_1, sum_2 = SHORT_SUMS(work.arrays, run, 0, length, c, at, zero, zero)
+        number, sum_1, sum_2 = SHORT_SUMS(work.arrays, run, run + length, c, at, zero, zero)
         write_row(sums, NUMBER, j, read_row(sums, NUMBER, j) + number)
         write_row(sums, SUM_1, j, read_row(sums, SUM_1, j) + sum_1)
         write_row(sums, SUM_2, j, read_row(sums, SUM_2, j) + sum_2)
@@ -216,13 +212,12 @@ def _bound_to(terms):
         own["SHORT_SUMS"] = reordering(bound(_short_sums, **own))
         if on_line is not None:
             own["LONG_SUMS"] = reordering(bound(_long_sums, **own))
-            own["RUN_SUMS"] = inlined(bound(_run_sums, **own))
         return uncounted(bound(add, **own))
 
     own = {"MASKED": terms.MASKED}
     own["ADD_RUNS"] = adder(_add_runs, everywhere, everywhere_in_line, MASKED=False)
     if terms.MASKED:
-        own["ADD_MASKED_RUNS"] = adder(_add_runs, on_at, on_in_line, FOUR=False)
+        own["ADD_MASKED_RUNS"] = adder(_add_runs, on_at, on_in_line, LINES=2)
         own["ADD_ELEMENT_MASKED_RUNS"] = adder(_add_element_masked_runs, on_apart, COUNTED=True)
     return uncounted(bound(_block_sums, **own))
 
