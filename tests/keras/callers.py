@@ -122,7 +122,12 @@ class TensorFlow(Caller):
         from numbabn.embedded import tensorflow
 
         self.package, self.bridge = tensorflow, bridge_of("tensorflow")
-        self.errors = (tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError)
+        # Eagerly a ValueError of Python's own comes out as it is.
+        self.errors = (
+            ValueError,
+            tf.errors.InvalidArgumentError,
+            tf.errors.FailedPreconditionError,
+        )
 
     def refuse(self, monkeypatch):
         from numbabn.embedded.tensorflow import operator

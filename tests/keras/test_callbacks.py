@@ -1,6 +1,7 @@
 """What Python raises while a compiled program asks it: nothing crashes, and nothing is lost."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,14 @@ from numbabn.keras import BatchNormalization
 
 ERRORS = [KeyboardInterrupt(), MemoryError("no more"), ValueError("not now"), SystemExit(3)]
 X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Interrupts are raised, where the tests run in the background too, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Once:
@@ -110,6 +119,7 @@ SOAK = """
     import numpy as np
     import keras
     from numbabn.keras import BatchNormalization
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     layer = BatchNormalization(renorm=True, renorm_clipping={"rmax": lambda: 3.0})
     rng = np.random.default_rng(0)
     layer(rng.normal(size=(4, 3)).astype("f4"), training=True)

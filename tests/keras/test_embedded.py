@@ -234,9 +234,10 @@ def test_limit_that_cannot_be_read(caller, batch, caplog):
         raise KeyError("lost")
 
     given = {"rmin": caller.tensor(np.float32(0)), "dmax": caller.tensor(np.float32(1))}
-    with pytest.raises(caller.errors, match="KeyError: 'lost'"):
+    # The error itself, where a call in Python is there to raise it; else one with its text.
+    with pytest.raises((KeyError, *caller.errors), match="'lost'"):
         caller.wait(caller.train(*batch, attributes=RENORM, rmax=Late(read), **given))
-    assert "a number that a compiled program reads cannot be read" in caplog.text
+    assert "a compiled program cannot go on" in caplog.text
 
 
 def test_kernels_that_are_not_loaded(caller, batch):
