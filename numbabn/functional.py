@@ -119,7 +119,7 @@ def batch_statistics(x: Array, *, axis: Axis = -1, mask: Array | None = None) ->
     """
     operands = Operands(x, axis)
     on = operands.mask(mask)
-    saved = operands.table(SAVED, np.float64)
+    saved = operands.table(SAVED)
     operands.launch.statistics(operands.canonical_x, on and on.canonical, saved)
     return BatchStatistics(*operands.rows(saved)[:3])
 
@@ -244,7 +244,7 @@ def gradients_of_normalize(
     flat_mean = operands.parameter(mean, "mean")
     flat_variance = operands.parameter(variance, "variance")
     flat_gamma = None if gamma is None else operands.parameter(gamma, "gamma")
-    saved = operands.table(SAVED, np.float64)
+    saved = operands.table(SAVED)
     operands.launch.constants(flat_mean, flat_variance, flat_gamma, saved)
     inputs = {"mean": mean, "variance": variance, "gamma": gamma}
     return _backward(
@@ -364,7 +364,7 @@ def batch_norm_forward(
     if out is not None:
         out = operands.checked_out(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
     y = operands.output(out)
-    saved = operands.table(SAVED, np.float64)
+    saved = operands.table(SAVED)
     operands.launch.forward(
         operands.canonical_x, on and on.canonical, parameters, epsilon, reference, None,
         y[1], saved,
@@ -406,7 +406,7 @@ def train(
     if out is not None:
         out = operands.checked_out(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
     y = operands.output(out)
-    saved = operands.table(SAVED, np.float64)
+    saved = operands.table(SAVED)
     operands.launch.forward(
         operands.canonical_x, on and on.canonical, parameters, epsilon,
         statistics.reference(moving),

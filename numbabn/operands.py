@@ -20,6 +20,9 @@ from .targets import launchers_of, library_of
 
 Check = Callable[[Described, str], None]
 
+# As they are, for NumPy to make no dtype of a class at each call.
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
 
 class Mask(NamedTuple):
     """A mask that fits x."""
@@ -53,7 +56,7 @@ class Operands:
         self.x = self.library.describe(x, "x")
         check(self.x, "x")
         self.layout: Layout = layout_of(self.x, axis)
-        self.channels = self.layout.channels
+        self.channels = self.layout.canonical_shape[1]
         self.canonical_x = self.canonical(self.x)
 
     # Inputs
@@ -193,7 +196,7 @@ class Operands:
         """The axes of an array as kernels take them; those of a single channel axis are."""
         return array if array.ndim == 1 else array.transpose(self.layout.order)
 
-    def table(self, rows: int, dtype: Any) -> Described:
+    def table(self, rows: int, dtype: Any = _FLOAT64) -> Described:
         """New memory for `rows` rows of channels."""
         return self.library.empty((rows, self.channels), dtype, self.x)
 
@@ -214,7 +217,7 @@ def fitting_mask(library: Library, mask: Array, x: Described) -> Described:
 @lru_cache(maxsize=64)
 def parameter_dtype(dtype: Any) -> Any:
     """The dtype of per-channel results beside an array of `dtype`."""
-    return np.float64 if dtype.name == "float64" else np.float32
+    return _FLOAT64 if dtype.name == "float64" else _FLOAT32
 
 
 def dense(library: Library, array: Described) -> Described:

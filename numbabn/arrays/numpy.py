@@ -128,7 +128,7 @@ class NumPy(Library):
     ) -> tuple[NDArray[Any], ...]:
         if len(shape) == 1:
             # Iterating over an array takes twice as long.
-            return tuple([table[row] for row in range(len(table))])
+            return tuple(map(table.__getitem__, range(len(table))))
         if steps is None:
             return tuple(table.reshape(len(table), *shape))
         strides = [step * table.itemsize for step in steps]

@@ -84,8 +84,12 @@ def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
         mean, spread, is_variance, limits = reference
         kind, given = reference_kind(is_variance), (mean, spread, limits)
     plan = plan_for(steps, x, mask, kind)
-    gamma, beta = plan.present(parameters)
-    _launch(_forward, plan, x, x, out, mask, epsilon, gamma, beta, given, saved)
+    gamma, beta = parameters
+    _launch(
+        _forward, plan, x, x, out, mask, epsilon,
+        plan.absent if gamma is None else gamma, plan.absent if beta is None else beta,
+        given, saved,
+    )  # fmt: skip
     if moving is not None:
         _move(moving, saved, epsilon)
 
@@ -93,8 +97,11 @@ def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
 def normalize(x, mean, variance, parameters, epsilon, out):
     """Normalize `x` by statistics that are given, into `out`."""
     plan = plan_for(NORMALIZE, x, None)
-    gamma, beta = plan.present(parameters)
-    _launch(_normalize, plan, x, x, out, None, epsilon, mean, variance, gamma, beta)
+    gamma, beta = parameters
+    _launch(
+        _normalize, plan, x, x, out, None, epsilon, mean, variance,
+        plan.absent if gamma is None else gamma, plan.absent if beta is None else beta,
+    )  # fmt: skip
 
 
 def constants(mean, variance, gamma, saved):
@@ -285,7 +292,8 @@ def _launch(operation, plan, x, dy, out, mask, *arguments):
     if mask is not None:
         on = mask.on.reshape(-1)
         on.flags.writeable = False
-    call = operation.threaded if threads.is_parallel(x.size) else operation.serial
+    threaded = x.size >= threads.LEAST_PARALLEL and threads.are_several()
+    call = operation.threaded if threaded else operation.serial
     call(plan.steps, plan.words, x, dy, out, on, *arguments)
 
 
@@ -297,12 +305,6 @@ class _Plan(NamedTuple):
     bits: Any  # the integers that kernels read 16-bit floats as, otherwise None
     absent: NDArray[Any]  # what stands for an array of parameters that is not there
 
-    def present(self, parameters):
-        """gamma and beta, None as an array that is empty."""
-        gamma, beta = parameters
-        absent = self.absent
-        return absent if gamma is None else gamma, absent if beta is None else beta
-
 
 def reference_kind(is_variance):
     """What `work.Call` says of a reference, by whether it has a variance."""
@@ -311,7 +313,7 @@ def reference_kind(is_variance):
 
 def plan_for(steps, x, mask, reference=work.NO_REFERENCE, kind=None):
     if kind is None:
-        kind = _kind(mask, x.shape[2])
+        kind = masks.NONE if mask is None else _kind(mask, x.shape[2])
     if kind == masks.ELEMENT:
         # Its words hold the mask's own steps: such a plan serves once.
         return _plan.__wrapped__(steps, x.shape, x.dtype, reference, kind, mask)
@@ -319,8 +321,6 @@ def plan_for(steps, x, mask, reference=work.NO_REFERENCE, kind=None):
 
 
 def _kind(mask, inner):
-    if mask is None:
-        return masks.NONE
     # Rows that hold several neighbouring positions need a mask of their columns.
     shared = 1 < inner < LEAST_RUN
     return masks.POSITION if mask.axes is None and not shared else masks.ELEMENT

@@ -36,9 +36,9 @@ def in_forked_child():
     return _forked
 
 
-def is_parallel(size):
-    """Whether work on `size` elements goes to several threads."""
-    return size >= LEAST_PARALLEL and not _forked and numba.get_num_threads() > 1
+def are_several():
+    """Whether there is more than one thread for work that is large enough."""
+    return not _forked and numba.get_num_threads() > 1
 
 
 def launching():
