@@ -3,7 +3,8 @@
 Plain functions: each target compiles them for its kernels, and those that say so take
 arrays too, as they are. Every formula stands here and nowhere else. Those of an element have
 one signature: they find what belongs to its channel in `c`, and do without what they have no use
-for. A target that computes several elements as one gives them its own `centered` and `where`.
+for. A target that computes several elements as one gives them its own `where`; one that leaves the
+low parts of means out of `centered`, its own `scaled`.
 
 The symbols are those of Ioffe and Szegedy 2015 (arXiv 1502.03167) and, for `r` and `d`,
 Ioffe 2017 (arXiv 1702.03275, section 3).
@@ -21,6 +22,19 @@ def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     delta = mean_b - mean_a
     m2 = m2_a + m2_b + delta * (delta * (count_a * share))
     return count, mean_a + delta * share, m2
+
+
+def merge_in_two(count_a, high, low, m2_a, share, delta, m2_b):
+    """`merge` where only its count is not to be had: the mean as high + low, and m2.
+
+    share, delta    count_b / (count_a + count_b), and mean_b − mean_a; both means are near `high`
+
+    To be compiled without reordering: `low` is what rounding left of the mean.
+    """
+    m2 = m2_a + (m2_b + delta * (delta * (count_a * share)))
+    rest = low + delta * share
+    mean = high + rest
+    return mean, rest - (mean - high), m2
 
 
 def block_moments(count, pivot, sum_1, sum_2):
@@ -102,6 +116,15 @@ def where(condition, value, other):
     return value if condition != 0 else other
 
 
+def scaled(value, c, on):
+    """What the parts of dx come to, together.
+
+    Where the low parts of the means are 0, since one number for a channel, scale · (slope ·
+    mean_low − mean_dy_low), makes up for them, this adds it to what is on.
+    """
+    return c.scale * value
+
+
 def element_moments(dy, x, c, on):
     """What an element adds to Σ (x − pivot) and Σ (x − pivot)²; nothing where it is not on."""
     shifted = where(on, x - c.pivot, 0)
@@ -122,7 +145,7 @@ def element_dx(dy, x, c, on):
     """dx of an element, which had part in the statistics where it is on."""
     value = centered(x, c.mean_high, c.mean_low)
     inside = centered(dy, c.mean_dy_high, c.mean_dy_low) - c.slope * value
-    return c.scale * where(on, inside, dy)
+    return scaled(where(on, inside, dy), c, on)
 
 
 def moving_average(moving, batch, momentum):

@@ -19,7 +19,11 @@ from .masks import everywhere, everywhere_in_line, nowhere, nowhere_in_line, on_
 from .vectors import lanes, load_line, stream_line, to_line, where
 from .work import Backward, Forward, Mean, Pivot
 
-_OWN = {"centered": exact(formulas.centered), "where": where}
+_OWN = {
+    "centered": exact(formulas.centered),
+    "where": where,
+    "scaled": elementwise(formulas.scaled),
+}
 
 
 @elementwise

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
 from . import copies, elements, folds, kernels, masks, partition
-from .runtime import SIMULATED, cuda, device_function
+from .arithmetic import element_functions
+from .runtime import SIMULATED, bound, cuda, device_function
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MASKS = {"": masks.NONE, "rows": masks.ROW, "elements": masks.ELEMENT}
@@ -75,13 +75,6 @@ def vector_of(dtype: str) -> int:
     return elements.VECTOR_BYTES // np.dtype(_ELEMENTS[dtype].name).itemsize
 
 
-def _bound(function: Any, name: str, **constants: Any) -> Any:
-    """A copy of `function` under a name of its own, with `constants` among its globals."""
-    copy = FunctionType(function.__code__, {**function.__globals__, **constants}, name)
-    copy.__qualname__ = name
-    return copy
-
-
 def _integers(count: int) -> Any:
     return types.UniTuple(types.int64, count)
 
@@ -94,6 +87,8 @@ _CUT, _FOLD = (
     types.NamedUniTuple(types.int64, len(each._fields), each)
     for each in (partition.Partition, folds.Fold)
 )
+
+_CORRECTION = types.NamedTuple((_DOUBLE, _INT, _DOUBLE, _DOUBLE, _DOUBLE), folds.Correction)
 
 
 def _parameters(count: int) -> tuple[Any, Any]:
@@ -131,9 +126,11 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
     lanes = vector if layout == "rows" else 1
     name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
     chunk = _chunk(kernel, vector, mask)
+    compute_type = np.float64 if dtype == "float64" else np.float32
     constants = {
+        **element_functions(compute_type),
         "THREADS": THREADS,
-        "COMPUTE": np.float64 if dtype == "float64" else np.float32,
+        "COMPUTE": compute_type,
         "VECTOR": vector,
         "LANES": lanes,
         "CHUNK": chunk,
@@ -145,8 +142,8 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "load": elements.load_vector if vectorized else elements.load_scalar,
         "store": elements.store_vector if vectorized else elements.store_scalar,
     }
-    absorb = device_function(_bound(kernels.absorb, f"absorb_{name}", **constants))
-    function = _bound(getattr(kernels, kernel), name, absorb=absorb, **constants)
+    absorb = device_function(bound(kernels.absorb, f"absorb_{name}", **constants))
+    function = bound(getattr(kernels, kernel), name, absorb=absorb, **constants)
     doubles = -1 if dtype == "float64" else 0
     return Variant(
         name, function, types.void(*signature), dtype, vectorized, THREADS,
@@ -158,10 +155,9 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
 def channel_kernel(kernel: str, dtype: str) -> Variant:
     """A kernel over channels; dtype: float64 for float64 data, float32 for all other."""
     compute = types.CPointer(_compute(dtype))
-    limits = types.UniTuple(_DOUBLE, 3)
     signature = {
         "fold_forward": (
-            compute, _FOLD, *_parameters(4), _INT, _DOUBLE, limits, _DOUBLES, compute,
+            compute, _FOLD, *_parameters(4), _CORRECTION, _DOUBLES, compute,
         ),
         "fold_backward": (compute, _FOLD, _DOUBLES, _INT, _DOUBLE, compute, compute),
         "given_coefficients": (*_parameters(4), _DOUBLE, _INT, compute),
@@ -170,10 +166,10 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
         ),
         "given_statistics": (*_parameters(3), _INT, _DOUBLES),
         "merge_statistics": (*_parameters(6), _INT, _DOUBLES),
-        "renorm_corrections": (*_parameters(4), _DOUBLE, limits, _INT, _DOUBLES),
+        "renorm_corrections": (*_parameters(4), _CORRECTION, _INT, _DOUBLES),
     }[kernel]  # fmt: skip
     name = f"{kernel}_{dtype}"
-    function = _bound(
+    function = bound(
         getattr(folds, kernel),
         name,
         THREADS=FOLD_THREADS,
@@ -191,7 +187,7 @@ def word_kernel(kernel: str, size: int) -> Variant:
         "bytes_on": (word, _INT, _BYTES, _integers(2), axes, axes, axes, _INT),
     }[kernel]
     name = f"{kernel}_{8 * size}"
-    return _simple(name, _bound(getattr(copies, kernel), name), signature)
+    return _simple(name, bound(getattr(copies, kernel), name), signature)
 
 
 def _simple(name: str, function: Any, signature: tuple[Any, ...]) -> Variant:

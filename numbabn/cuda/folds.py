@@ -8,7 +8,6 @@ the channel in turn and then each other's results, always in the same order.
     parameters      a tuple of (channels,) parameters, of the dtypes that `kinds` says, see
                     `elements`; each function says which
     kinds           a kind for each of them
-    limits          rmin, rmax, dmax
     saved           (SAVED, channels) float64, the rows named in `channels`
     coefficients    (FORWARD or BACKWARD, channels) COMPUTE
     gradients       (GRADIENTS, channels) COMPUTE, the rows named in `channels`
@@ -60,6 +59,16 @@ moving_average = device_function(formulas.moving_average)
 variance_from_stddev = device_function(formulas.variance_from_stddev)
 
 
+class Correction(NamedTuple):
+    """What a forward corrects by; plain numbers, as the kernels take them."""
+
+    epsilon: float
+    way: int = PLAIN
+    rmin: float = 0.0
+    rmax: float = 0.0
+    dmax: float = 0.0
+
+
 class Fold(NamedTuple):
     """How partial results are shared out; plain integers, as the kernels take them."""
 
@@ -104,11 +113,25 @@ def given(parameters, kinds, index, channel, default):
     return default if kind == ABSENT else parameter(parameters[index], kind, channel)
 
 
-def fold_forward(partial, fold, parameters, kinds, reference, epsilon, limits, saved, coefficients):
+@device_function
+def corrected(mean, stddev, reference_mean, spread, correction):
+    """`formulas.renorm_r_d` by a `Correction`."""
+    if correction.way == PLAIN:
+        return 1.0, 0.0
+    epsilon = correction.epsilon
+    if correction.way == BY_VARIANCE:
+        spread = standard_deviation(spread, epsilon)
+    return renorm_r_d(
+        mean, stddev, reference_mean, spread, epsilon,
+        correction.rmin, correction.rmax, correction.dmax,
+    )  # fmt: skip
+
+
+def fold_forward(partial, fold, parameters, kinds, correction, saved, coefficients):
     """What a forward saves, and the coefficients of `normalize`.
 
     parameters  gamma, beta, and the mean and spread of the reference
-    reference   what the forward corrects against: PLAIN, BY_STDDEV or BY_VARIANCE
+    correction  a `Correction`
     """
     counts = cuda.shared.array(THREADS, np.float64)
     means = cuda.shared.array(THREADS, np.float64)
@@ -142,16 +165,11 @@ def fold_forward(partial, fold, parameters, kinds, reference, epsilon, limits, s
         half //= 2
     if thread < width and channel < channels:
         variance = variance_of(count, m2)
-        stddev = standard_deviation(variance, epsilon)
-        r, d = 1.0, 0.0
-        if reference != PLAIN:
-            spread = given(parameters, kinds, 3, channel, 1.0)
-            if reference == BY_VARIANCE:
-                spread = standard_deviation(spread, epsilon)
-            r, d = renorm_r_d(
-                mean, stddev, given(parameters, kinds, 2, channel, 0.0), spread, epsilon,
-                limits[0], limits[1], limits[2],
-            )  # fmt: skip
+        stddev = standard_deviation(variance, correction.epsilon)
+        r, d = corrected(
+            mean, stddev, given(parameters, kinds, 2, channel, 0.0),
+            given(parameters, kinds, 3, channel, 1.0), correction,
+        )  # fmt: skip
         gain = given(parameters, kinds, 0, channel, 1.0)
         saved[COUNT * channels + channel] = count
         saved[MEAN * channels + channel] = mean
@@ -246,17 +264,19 @@ def given_statistics(parameters, kinds, channels, saved):
         saved[GAMMA * channels + channel] = given(parameters, kinds, 2, channel, 1.0)
 
 
-def renorm_corrections(parameters, kinds, epsilon, limits, channels, corrections):
+def renorm_corrections(parameters, kinds, correction, channels, corrections):
     """`r` and `d`, (2, channels) float64, from mean, variance, and the reference's mean and stddev
     as parameters."""
     channel = cuda.grid(1)
     if channel < channels:
-        stddev = standard_deviation(given(parameters, kinds, 1, channel, 1.0), epsilon)
-        r, d = renorm_r_d(
-            given(parameters, kinds, 0, channel, 0.0), stddev,
-            given(parameters, kinds, 2, channel, 0.0), given(parameters, kinds, 3, channel, 1.0),
-            epsilon, limits[0], limits[1], limits[2],
-        )  # fmt: skip
+        variance = given(parameters, kinds, 1, channel, 1.0)
+        r, d = corrected(
+            given(parameters, kinds, 0, channel, 0.0),
+            standard_deviation(variance, correction.epsilon),
+            given(parameters, kinds, 2, channel, 0.0),
+            given(parameters, kinds, 3, channel, 1.0),
+            correction,
+        )
         corrections[channel], corrections[channels + channel] = r, d
 
 

@@ -18,6 +18,8 @@ over blocks, and leaves the kernels over elements without float64 arithmetic.
     VALUES, SHARED      CHUNK * VECTOR and LANES * THREADS
     NUMBERS             LANES where the mask differs between columns, else 1
     load, store         of `elements`
+    element_y, element_gradients, element_dx
+                        of `formulas`, see `arithmetic`
     absorb              the function below, with the same constants
 
 Constants, and not what follows from the length of an array, and loops that step over a chunk
@@ -41,6 +43,7 @@ import numpy as np
 
 from ..channels import MEAN
 from . import elements
+from .arithmetic import Backward, Forward, Mean, merge_in_two
 from .masks import CHANNEL, ELEMENT, INNER, NONE, OUTER, ROW, offset
 from .runtime import cuda, device_function
 
@@ -54,6 +57,9 @@ MASK = NONE
 VALUES, SHARED, NUMBERS = 16, 1024, 1
 load: Any = elements.load_vector
 store: Any = elements.store_vector
+element_y: Any = None
+element_gradients: Any = None
+element_dx: Any = None
 
 # Rows of `partial`.
 COUNT_ON, HIGH, LOW, M2 = range(4)
@@ -148,7 +154,7 @@ def is_on(cut, on, steps, start, run, element):
 # Moments
 
 
-def absorb(values, weights, whole, number, high, low, m2, zero, one):
+def absorb(values, weights, whole, number, high, low, m2):
     """Merge a chunk into running moments; `compile` makes it a device function.
 
     The chunk's own moments are taken in two passes over registers, about the running mean, so
@@ -161,6 +167,7 @@ def absorb(values, weights, whole, number, high, low, m2, zero, one):
     high, low   (LANES,) their mean, in two parts: float32 alone is too coarse far from 0
     m2          (LANES,) their sum of squared deviations
     """
+    zero, one = COMPUTE(0), COMPUTE(1)
     for column in range(LANES):
         before = number[column % NUMBERS]
         added = zero
@@ -186,11 +193,9 @@ def absorb(values, weights, whole, number, high, low, m2, zero, one):
             rest = values[e] - pivot - shift
             rest = rest if whole or weights[e] != zero else zero
             squares += rest * rest
-        delta = shift - low[column]
-        m2[column] += squares + delta * (delta * (before * share))
-        rest = low[column] + delta * share
-        high[column] = pivot + rest
-        low[column] = rest - (high[column] - pivot)
+        high[column], low[column], m2[column] = merge_in_two(
+            before, pivot, low[column], m2[column], share, shift - low[column], squares
+        )
     for column in range(NUMBERS):
         for first in range(0, VALUES, LANES):
             number[column] += one if whole else weights[first + column]
@@ -209,14 +214,11 @@ def merge_into(number, high, low, m2, one, other):
         low[one], m2[one] = low[one + other], m2[one + other]
     elif added != 0:
         total = before + added
-        share = added / total
         delta = (high[one + other] - high[one]) + (low[one + other] - low[one])
         number[one] = total
-        m2[one] += m2[one + other] + delta * (delta * (before * share))
-        pivot = high[one]
-        rest = low[one] + delta * share
-        high[one] = pivot + rest
-        low[one] = rest - (high[one] - pivot)
+        high[one], low[one], m2[one] = merge_in_two(
+            before, high[one], low[one], m2[one], added / total, delta, m2[one + other]
+        )
 
 
 def statistics(x, on, steps, cut, partial):
@@ -260,9 +262,9 @@ def statistics(x, on, steps, cut, partial):
                 load(x, address, values, k * VECTOR)
             run, inner, address = advance(cut, run, inner, address)
         if whole:
-            absorb(values, weights, True, number, high, low, m2, zero, one)
+            absorb(values, weights, True, number, high, low, m2)
         else:
-            absorb(values, weights, False, number, high, low, m2, zero, one)
+            absorb(values, weights, False, number, high, low, m2)
         position += CHUNK * height
     shared_number = cuda.shared.array(SHARED, COMPUTE)
     shared_high = cuda.shared.array(SHARED, COMPUTE)
@@ -335,10 +337,10 @@ def gradient_sums(dy, x, saved, cut, partial):
             if there[k]:
                 for lane in range(VECTOR):
                     column, e = lane % LANES, k * VECTOR + lane
-                    product = gradients[e] * (values[e] - pivot[column])
-                    chunk_dy[column] += gradients[e]
-                    # A zero gradient gives zero, whatever the value is.
-                    chunk_dy_x[column] += product if gradients[e] != zero else zero
+                    c = Mean(pivot[column], zero)
+                    term, product = element_gradients(gradients[e], values[e], c, True)
+                    chunk_dy[column] += term
+                    chunk_dy_x[column] += product
         for column in range(LANES):
             sum_dy[column] += chunk_dy[column]
             sum_dy_x[column] += chunk_dy_x[column]
@@ -375,7 +377,8 @@ def gradient_sums(dy, x, saved, cut, partial):
 
 
 def normalize(x, coefficients, cut, out):
-    """out = (x − pivot) · scale + shift, last block first: it was read last."""
+    """out = y, last block first: it was read last."""
+    zero = COMPUTE(0)
     values = cuda.local.array(VALUES, COMPUTE)
     pivot = cuda.local.array(LANES, COMPUTE)
     scale = cuda.local.array(LANES, COMPUTE)
@@ -399,16 +402,17 @@ def normalize(x, coefficients, cut, out):
             run, inner, address = advance(cut, run, inner, address)
         for k in range(CHUNK):
             for lane in range(VECTOR):
-                column = lane % LANES
-                value = values[k * VECTOR + lane] - pivot[column]
-                values[k * VECTOR + lane] = value * scale[column] + shift[column]
+                column, e = lane % LANES, k * VECTOR + lane
+                c = Forward(pivot[column], zero, scale[column], shift[column])
+                values[e] = element_y(zero, values[e], c, True)
             if addresses[k] >= 0:
                 store(out, addresses[k], values, k * VECTOR)
         position += CHUNK * height
 
 
 def gradient(dy, x, on, steps, coefficients, cut, out):
-    """out = scale · (dy − pivot_dy − slope · (x − pivot)) + shift; scale · dy where it is off."""
+    """out = dx."""
+    zero = COMPUTE(0)
     gradients = cuda.local.array(VALUES, COMPUTE)
     values = cuda.local.array(VALUES, COMPUTE)
     pivot = cuda.local.array(LANES, COMPUTE)
@@ -452,10 +456,10 @@ def gradient(dy, x, on, steps, coefficients, cut, out):
                         counts = is_on(
                             cut, on, steps, starts[column], runs[k], inners[k] * VECTOR + lane
                         )
-                    outside = scale[column] * gradients[e]
-                    inside = gradients[e] - pivot_dy[column]
-                    inside -= slope[column] * (values[e] - pivot[column])
-                    inside = scale[column] * inside + shift[column]
-                    values[e] = inside if counts else outside
+                    c = Backward(
+                        pivot[column], zero, scale[column], shift[column], pivot_dy[column], zero,
+                        slope[column],
+                    )  # fmt: skip
+                    values[e] = element_dx(gradients[e], values[e], c, counts)
                 store(out, addresses[k], values, k * VECTOR)
         position += CHUNK * height

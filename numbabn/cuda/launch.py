@@ -108,16 +108,12 @@ def forward(
             (argument(x), argument(mask and mask.on), _steps(mask), cut, partial),
         )  # fmt: skip
         fold, blocks = folds.fold_of(cut, compile.FOLD_THREADS)
-        mean = spread = None
-        way, limits = folds.PLAIN, (0.0, 0.0, 0.0)
-        if reference is not None:
-            mean, spread, is_variance, limits = reference
-            way = folds.BY_VARIANCE if is_variance else folds.BY_STDDEV
-        given = (*parameters, mean, spread)
+        against = (None, None) if reference is None else (reference.mean, reference.spread)
+        given = (*parameters, *against)
         _launch_channels(
             "fold_forward", x, blocks,
             (
-                partial, fold, *_parameters(*given), way, epsilon, limits,
+                partial, fold, *_parameters(*given), _correction(epsilon, reference),
                 argument(saved), coefficients,
             ),
         )  # fmt: skip
@@ -264,7 +260,7 @@ def renorm_correction(
     with on(mean.device):
         _launch_channels(
             "renorm_corrections", corrections, _blocks(size),
-            (*_parameters(*given), epsilon, reference.limits, size, argument(corrections)),
+            (*_parameters(*given), _correction(epsilon, reference), size, argument(corrections)),
         )  # fmt: skip
 
 
@@ -379,6 +375,13 @@ def _parameters(*given: DeviceArray | None) -> tuple[tuple[Any, ...], tuple[int,
         elements.ABSENT if each is None else elements.KINDS[each.dtype.name] for each in given
     )
     return tuple(map(argument, given)), kinds
+
+
+def _correction(epsilon: float, reference: Reference | None) -> folds.Correction:
+    if reference is None:
+        return folds.Correction(epsilon)
+    way = folds.BY_VARIANCE if reference.is_variance else folds.BY_STDDEV
+    return folds.Correction(epsilon, way, *reference.limits)
 
 
 def _blocks(channels: int) -> int:

@@ -61,6 +61,19 @@ class Partition(NamedTuple):
     by_rows: int
 
 
+class Walk(NamedTuple):
+    """What there is to cut: the vectors of a tensor, and the positions of each."""
+
+    columns: int
+    repeat: int
+    vectors: int
+    vector_step: int
+    positions: int
+    run: int
+    run_step: int
+    vector: int  # elements between two positions of a run
+
+
 @lru_cache(maxsize=4096)
 def partition(
     outer: int,
@@ -98,41 +111,56 @@ def _by_rows(
     # A warp's width of vectors is 512 contiguous bytes.
     x_lanes = min(_power(vectors), 32, threads)
     rows = -(-total // max(1, columns))
-    return _cut(
-        total, channels, columns, inner, vectors, vector, rows, 1, columns, vector,
-        x_lanes, threads, True,
+    walk = Walk(
+        columns=columns, repeat=inner, vectors=vectors, vector_step=vector,
+        positions=rows, run=1, run_step=columns, vector=vector,
     )  # fmt: skip
+    return _cut(total, channels, walk, x_lanes, threads, True)
 
 
 def _by_runs(outer: int, channels: int, inner: int, vector: int, threads: int) -> Partition:
     run = inner // vector
     # Several channels share a block where one has too few positions for its threads.
     x_lanes = max(1, min(threads // _power(outer * run), _power(channels)))
-    return _cut(
-        outer * channels * inner, channels, channels, 1, channels, inner, outer * run, run,
-        channels * inner, vector, x_lanes, threads, False,
+    walk = Walk(
+        columns=channels, repeat=1, vectors=channels, vector_step=inner,
+        positions=outer * run, run=run, run_step=channels * inner, vector=vector,
     )  # fmt: skip
+    return _cut(outer * channels * inner, channels, walk, x_lanes, threads, False)
 
 
 def _cut(
-    total: int, channels: int, columns: int, repeat: int, vectors: int, vector_step: int,
-    positions: int, run: int, run_step: int, vector: int, x_lanes: int, threads: int,
-    by_rows: bool,
-) -> Partition:  # fmt: skip
+    total: int, channels: int, walk: Walk, x_lanes: int, threads: int, by_rows: bool
+) -> Partition:
     y_lanes = threads // x_lanes
-    tiles = -(-vectors // x_lanes)
-    blocks = min(MOST_BLOCKS, positions * vectors // (threads * LEAST_WALK))
+    tiles = -(-walk.vectors // x_lanes)
+    blocks = min(MOST_BLOCKS, walk.positions * walk.vectors // (threads * LEAST_WALK))
     splits = max(1, blocks // max(1, tiles))
     # Whole steps, so that no thread has more than one position more than another.
-    split = max(1, -(-positions // (splits * y_lanes))) * y_lanes
-    splits = max(1, -(-positions // split))
-    step_runs, step_inner = divmod(y_lanes, run)
+    split = max(1, -(-walk.positions // (splits * y_lanes))) * y_lanes
+    splits = max(1, -(-walk.positions // split))
+    step_runs, step_inner = divmod(y_lanes, walk.run)
     return Partition(
-        total, channels, columns, repeat, vectors, vector_step, positions, run, run_step,
-        step_runs * run_step + step_inner * vector, run_step - run * vector, step_runs,
-        step_inner, split, splits, tiles, x_lanes.bit_length() - 1, y_lanes.bit_length() - 1,
-        int(by_rows),
-    )  # fmt: skip
+        total=total,
+        channels=channels,
+        columns=walk.columns,
+        repeat=walk.repeat,
+        vectors=walk.vectors,
+        vector_step=walk.vector_step,
+        positions=walk.positions,
+        run=walk.run,
+        run_step=walk.run_step,
+        step=step_runs * walk.run_step + step_inner * walk.vector,
+        carry=walk.run_step - walk.run * walk.vector,
+        step_runs=step_runs,
+        step_inner=step_inner,
+        split=split,
+        splits=splits,
+        tiles=tiles,
+        x_bits=x_lanes.bit_length() - 1,
+        y_bits=y_lanes.bit_length() - 1,
+        by_rows=int(by_rows),
+    )
 
 
 def _power(number: int) -> int:

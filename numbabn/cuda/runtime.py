@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,14 @@ def on(device: int) -> AbstractContextManager[Any]:
         return nullcontext()
     context: AbstractContextManager[Any] = cuda.gpus[device]
     return context
+
+
+def bound(function: Any, name: str = "", **constants: Any) -> Any:
+    """A copy of `function` under a name of its own, with `constants` among its globals."""
+    name = name or function.__name__
+    copy = FunctionType(function.__code__, {**function.__globals__, **constants}, name)
+    copy.__qualname__ = name
+    return copy
 
 
 def device_function(function: Any) -> Any:
