@@ -102,7 +102,10 @@ FORWARD = Operation(
     ("x", "gamma", "beta", "mask", *LIMITS, *STATISTICS),
     ("y", "saved", *STATISTICS),
 )
-BACKWARD = Operation("batch_norm_backward", ("dy", "x", "mask", "saved"), ("dx", "dgamma", "dbeta"))
+# Its gamma is that which was saved; the operand is there to be differentiated with respect to.
+BACKWARD = Operation(
+    "batch_norm_backward", ("dy", "x", "gamma", "mask", "saved"), ("dx", "dgamma", "dbeta")
+)
 NORMALIZE = Operation("normalize", ("x", "gamma", "beta", "moving_mean", "moving_variance"), ("y",))
 NORMALIZE_BACKWARD = Operation(
     "normalize_backward",

@@ -13,7 +13,8 @@ from ..embedded.operations import Attributes
 from ..layout import Axis, channel_axes, plain_axis
 from .bridges import bridge_of
 from .clipping import Clipping
-from .operations import INFERENCE, TRAINING
+from .functions import INFERENCE, TRAINING
+from .gradient import apply
 
 
 @keras.saving.register_keras_serializable(package="numbabn")
@@ -37,9 +38,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     files are those of Keras's layer, so either loads what the other saved.
 
     Different on purpose: a channel whose mask is off everywhere keeps its moving statistics;
-    padding may hold NaN; data far from 0 lose nothing; a single channel may be masked; second
-    derivatives raise. See Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3, and Ioffe
-    2017 (arXiv 1702.03275), section 3.
+    padding may hold NaN; data far from 0 lose nothing; a single channel may be masked. See Ioffe
+    and Szegedy 2015 (arXiv 1502.03167), section 3, and Ioffe 2017 (arXiv 1702.03275), section 3.
 
     Args:
         axis: the channel axis, or a list of them; then every weight has the rank of the
@@ -222,12 +222,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 given["mask"] = mask
             if self.renorm:
                 given |= self._clipping.inputs(bridge.in_graph)
-            results = bridge.apply(TRAINING, given, attributes)
+            results = apply(bridge, TRAINING, given, attributes)
             for name in names:
                 getattr(self, name).assign(results[name])
         else:
             given |= {name: getattr(self, name).value for name in STATISTICS[:2]}
-            results = bridge.apply(INFERENCE, given, attributes)
+            results = apply(bridge, INFERENCE, given, attributes)
         # The same dtype unless the caller switched Keras's autocasting off.
         return results["y"] if dtype == self.compute_dtype else ops.cast(
             results["y"], self.compute_dtype

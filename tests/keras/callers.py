@@ -6,7 +6,9 @@ import numpy as np
 
 from numbabn.embedded.operations import Attributes
 from numbabn.keras.bridges import bridge_of
-from numbabn.keras.operations import COMPUTE, TRAINING
+from numbabn.keras.compute import COMPUTE
+from numbabn.keras.functions import TRAINING
+from numbabn.keras.gradient import apply
 
 
 def caller_of(backend):
@@ -41,7 +43,7 @@ class Caller:
         given["moving_variance"] = self.tensor(np.ones(gamma.shape, np.float32))
         if mask is not None:
             given["mask"] = mask
-        return self.bridge.apply(TRAINING, given, attributes)
+        return apply(self.bridge, TRAINING, given, attributes)
 
 
 class Jax(Caller):

@@ -14,7 +14,7 @@ from operands import make_inputs, training_outputs
 import reference
 from numbabn.embedded.operations import BACKWARD, FORWARD, NORMALIZE, NORMALIZE_BACKWARD
 from numbabn.embedded.table import STEPS, TABLE
-from numbabn.keras.bridges import SECOND_DERIVATIVE, Late
+from numbabn.keras.bridges import Late
 from processes import run_python
 
 pytestmark = pytest.mark.jit
@@ -194,14 +194,6 @@ def test_gradient_of_a_composition(caller, batch):
 
 
 # Errors. A framework says more than the text that it was given.
-
-
-def test_second_derivative(caller, batch):
-    with pytest.raises(NotImplementedError) as caught:
-        caller.gradients(
-            lambda *each: caller.total(gradients(caller, *each)[0], WEIGHTS), list(batch)
-        )
-    assert str(caught.value).startswith(SECOND_DERIVATIVE.format("batch_norm_forward"))
 
 
 def test_limits_are_read_when_the_program_runs(caller, batch):

@@ -12,7 +12,8 @@ from numbabn.embedded import tensorflow
 from numbabn.embedded.operations import FORWARD, RUN_BACKWARD, RUN_SUMS
 from numbabn.embedded.tensorflow import operator, records
 from numbabn.keras.bridges import tensorflow as bridge
-from numbabn.keras.operations import INFERENCE, TRAINING
+from numbabn.keras.functions import INFERENCE, TRAINING
+from numbabn.keras.gradient import apply
 from processes import run_python
 
 pytestmark = pytest.mark.jit
@@ -70,8 +71,8 @@ def test_channel_axes_with_another_between():
         assert tensorflow.serves(FORWARD, tensors, attributes_of(axis)) == served
     attributes = attributes_of((0, 2))
     expected = caller.on_host(FORWARD, inputs, attributes, ("y",))["y"]
-    for run in (bridge.apply, tf.function(bridge.apply)):
-        np.testing.assert_array_equal(run(TRAINING, tensors, attributes)["y"], expected)
+    for run in (apply, tf.function(apply)):
+        np.testing.assert_array_equal(run(bridge, TRAINING, tensors, attributes)["y"], expected)
 
 
 # Shapes
@@ -177,7 +178,7 @@ def test_inference_computes_the_gradients_apart(batch):
         with tf.GradientTape() as tape:
             tape.watch([x, gamma, beta])
             given = {"x": x, "gamma": gamma, "beta": beta, **moving}
-            loss = tf.reduce_sum(bridge.apply(INFERENCE, given, PLAIN)["y"])
+            loss = tf.reduce_sum(apply(bridge, INFERENCE, given, PLAIN)["y"])
         return tape.gradient(loss, [x, gamma, beta])
 
     forward, sums, dx = nodes(run, x)

@@ -150,7 +150,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from numbabn.keras.bridges import jax as bridge
 from numbabn.embedded.operations import Attributes
-from numbabn.keras.operations import TRAINING
+from numbabn.keras.functions import TRAINING
+from numbabn.keras.gradient import apply
 
 attributes = Attributes(-1, 1e-3, 0.9, renorm=False, renorm_momentum=None)
 x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (64, 32, 32)).astype(np.float32))
@@ -158,7 +159,7 @@ gamma = jnp.full(32, 1.5)
 
 def layer(x, gamma):
     moving = {"moving_mean": jnp.zeros(32), "moving_variance": jnp.ones(32)}
-    return bridge.apply(TRAINING, {"x": x, "gamma": gamma, **moving}, attributes)["y"]
+    return apply(bridge, TRAINING, {"x": x, "gamma": gamma, **moving}, attributes)["y"]
 
 def loss(x, gamma):
     return jnp.sum(layer(x, gamma) ** 3)
@@ -246,12 +247,13 @@ monitoring.register_event_listener(
 )
 from numbabn.keras.bridges import jax as bridge
 from numbabn.embedded.operations import Attributes
-from numbabn.keras.operations import TRAINING
+from numbabn.keras.functions import TRAINING
+from numbabn.keras.gradient import apply
 
 x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (64, 32)).astype(np.float32))
 moving = {"moving_mean": jnp.zeros(32), "moving_variance": jnp.ones(32)}
 attributes = Attributes(-1, 1e-3, 0.9, renorm=False, renorm_momentum=None)
-run = jax.jit(lambda x: bridge.apply(TRAINING, {"x": x, **moving}, attributes)["y"])
+run = jax.jit(lambda x: apply(bridge, TRAINING, {"x": x, **moving}, attributes)["y"])
 traced = run.lower(x)
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

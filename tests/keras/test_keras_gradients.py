@@ -11,7 +11,8 @@ from operands import make_inputs
 import reference
 from numbabn.cpu import launch
 from numbabn.keras import BatchNormalization
-from numbabn.keras.operations import COMPUTE, INFERENCE, TRAINING
+from numbabn.keras.compute import COMPUTE
+from numbabn.keras.functions import INFERENCE, TRAINING
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -52,51 +53,152 @@ def test_zero_dy_contributes_nothing(mode):
     np.testing.assert_allclose(got.dx, expected[0], 1e-5, 1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_second_derivative_raises(training):
-    layer = BatchNormalization()
-    layer.build((4, 3))
-    x = ops.convert_to_tensor(np.random.default_rng(0).normal(2, 3, (4, 3)).astype(np.float32))
-    with pytest.raises(Exception, match="has no derivative of its own") as caught:
-        SECOND[BACKEND](layer, x, training)
-    assert "numbabn.keras.convert(model, to_keras=True)" in str(caught.value)
+LIMITS = {"rmin": 0.75, "rmax": 1.25, "dmax": 0.25}  # All the same in float32.
+CASES = {
+    "training": {},
+    "inference": {"training": False},
+    "mask": {"masked": True},
+    "renorm": {"renorm": True, "renorm_clipping": LIMITS},
+    "shared renorm, mask": {
+        "renorm": True, "renorm_momentum": None, "renorm_clipping": LIMITS, "masked": True
+    },
+    "channels first": {"axis": 1},
+    "several axes": {"axis": (0, 2)},
+    "neither scale nor center": {"scale": False, "center": False},
+}  # fmt: skip
 
 
-def _second_torch(layer, x, training):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_penalty(case, mode):
+    """The gradient of a gradient, as a framework finds it in the textbook's formula, in float64."""
+    rng = np.random.default_rng(0)
+    arguments = dict(CASES[case])
+    training, masked = arguments.pop("training", True), arguments.pop("masked", False)
+    x, weights = rng.normal(2, 3, (4, 5, 3)), rng.normal(size=(4, 5, 3))
+    mask = rng.random((4, 5)) < 0.6 if masked else None
+    found = []
+    for kind in (BatchNormalization, Textbook):
+        layer = kind(dtype="float64", **arguments)
+        layer.build(x.shape)
+        for name, first in (("gamma", 0.5), ("moving_mean", -1.0), ("moving_variance", 3.0)):
+            weight = getattr(layer, name)
+            if weight is not None:
+                values = first + 0.1 * np.arange(np.prod(weight.shape))
+                weight.assign(values.reshape(weight.shape))
+        found.append(PENALTIES[BACKEND](layer, x, weights, training, mask, mode))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-9, 1e-9 * np.abs(theirs).max())
+
+
+class Textbook(BatchNormalization):
+    """The same layer by plain operations, which the framework differentiates."""
+
+    def call(self, x, training=None, mask=None):
+        named = [self.axis] if isinstance(self.axis, int) else self.axis
+        axes = {axis % x.ndim for axis in named}
+        shape = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
+        over = [axis for axis in range(x.ndim) if axis not in axes]
+
+        def beside(weight):
+            return ops.reshape(weight.value, shape)
+
+        moving = beside(self.moving_mean), beside(self.moving_variance)
+        mean, variance, r, d = *moving, 1.0, 0.0
+        if training:
+            on = ops.ones_like(x) if mask is None else ops.cast(mask, x.dtype)[..., None]
+            on = on * ops.ones_like(x)
+            count = ops.sum(on, over, keepdims=True)
+            mean = ops.sum(x * on, over, keepdims=True) / count
+            variance = ops.sum((x - mean) ** 2 * on, over, keepdims=True) / count
+            if self.renorm:
+                stddev = ops.sqrt(variance + self.epsilon)
+                reference = moving[0], ops.sqrt(moving[1] + self.epsilon)
+                if self.renorm_momentum is not None:
+                    reference = beside(self.renorm_mean), beside(self.renorm_stddev)
+                r = ops.clip(stddev / reference[1], LIMITS["rmin"], LIMITS["rmax"])
+                d = ops.clip((mean - reference[0]) / reference[1], -LIMITS["dmax"], LIMITS["dmax"])
+                r, d = ops.stop_gradient(r), ops.stop_gradient(d)
+        y = (x - mean) / ops.sqrt(variance + self.epsilon) * r + d
+        if self.scale:
+            y = y * beside(self.gamma)
+        return y + beside(self.beta) if self.center else y
+
+
+def test_gradient_penalty_over_padding():
+    """NaN where the mask is off and no loss reads: everything else has the derivatives of 0 there."""
+    rng = np.random.default_rng(1)
+    x, weights = rng.normal(2, 3, (4, 5, 3)), rng.normal(size=(4, 5, 3))
+    mask = rng.random((4, 5)) < 0.6
+    mask[0, 0] = False
+    weights[~mask] = 0.0
+    padded = np.where(mask[..., None], x, np.nan)
+    layer = BatchNormalization(dtype="float64")
+    layer.build(x.shape)
+    penalty = PENALTIES[BACKEND]
+    found, expected = (penalty(layer, each, weights, True, mask, "eager") for each in (padded, x))
+    for ours, clean in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, clean, 1e-12, 1e-12)
+
+
+def _penalty_torch(layer, x, weights, training, mask, mode):
     import torch
 
-    x = x.clone().requires_grad_()
-    y = layer(x, training=training)
-    (dx,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
-    dx.sum().backward()
+    x, weights = torch.tensor(x, requires_grad=True), torch.tensor(weights)
+    mask = None if mask is None else torch.tensor(mask)
+    parameters = [each.value for each in layer.trainable_weights]
+    # Where no loss reads a position, no NaN is to come of it.
+    y = torch.where(weights != 0, layer(x, training=training, mask=mask), 0.0)
+    gradients = torch.autograd.grad((weights * y**2).sum(), [x, *parameters], create_graph=True)
+    total = sum((each**3).sum() for each in gradients)
+    second = torch.autograd.grad(total, [x, *parameters], allow_unused=True)
+    return [array(each) for each in (*gradients, *second) if each is not None]
 
 
-def _second_tensorflow(layer, x, training):
+def _penalty_tensorflow(layer, x, weights, training, mask, mode):
     import tensorflow as tf
 
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as inner:
-            inner.watch(x)
-            loss = tf.reduce_sum(layer(x, training=training) ** 2)
-        dx = inner.gradient(loss, x)
-    outer.gradient(dx, x)
+    x, weights = tf.constant(x), tf.constant(weights)
+    mask = None if mask is None else tf.constant(mask)
+
+    def run(x):
+        watched = [x, *(each.value for each in layer.trainable_weights)]
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = tf.where(weights != 0, layer(x, training=training, mask=mask), 0.0)
+                loss = tf.reduce_sum(weights * y**2)
+            gradients = inner.gradient(loss, watched)
+            total = tf.add_n([tf.reduce_sum(each**3) for each in gradients])
+        second = outer.gradient(total, watched)
+        return [each for each in (*gradients, *second) if each is not None]
+
+    return [array(each) for each in (tf.function(run) if mode == "graph" else run)(x)]
 
 
-def _second_jax(layer, x, training):
+def _penalty_jax(layer, x, weights, training, mask, mode):
     import jax
 
     trainable = [each.value for each in layer.trainable_variables]
     others = [each.value for each in layer.non_trainable_variables]
 
-    def loss(x):
-        y, _ = layer.stateless_call(trainable, others, x, training=training)
-        return (y**2).sum()
+    def loss(x, trainable):
+        y, _ = layer.stateless_call(trainable, others, x, training=training, mask=mask)
+        return (weights * jax.numpy.where(weights != 0, y, 0.0) ** 2).sum()
 
-    jax.grad(lambda x: jax.grad(loss)(x).sum())(x)
+    def total(x, trainable):
+        dx, gradients = jax.grad(loss, (0, 1))(x, trainable)
+        return sum((each**3).sum() for each in (dx, *gradients)), (dx, *gradients)
+
+    run = jax.grad(total, (0, 1), has_aux=True)
+    (ddx, second), gradients = (jax.jit(run) if mode == "jit" else run)(x, trainable)
+    return [array(each) for each in (*gradients, ddx, *second)]
 
 
-SECOND = {"torch": _second_torch, "tensorflow": _second_tensorflow, "jax": _second_jax}
+PENALTIES = {
+    "torch": _penalty_torch, "tensorflow": _penalty_tensorflow, "jax": _penalty_jax
+}  # fmt: skip
 
 
 def test_layer_used_twice():

@@ -1,34 +1,31 @@
 """Between the tensors of a framework and arrays: one module for each backend of Keras.
 
-A bridge knows nothing of batch normalization. It is given a `Function` of :mod:`..operations`:
-the descriptions of an operation and of the one that computes its gradient. It runs them on its
-framework's tensors, inside that framework's differentiation, by what goes by their names: over
-arrays in `COMPUTE` there, in compiled programs in `numbabn.embedded`. Each bridge is a module with
+A bridge knows nothing of batch normalization, nor of which result has which gradient
+(:mod:`..gradient`). It runs an `Operation` on its framework's tensors: over arrays by what goes
+under its name in `COMPUTE`, in compiled programs by `numbabn.embedded`. Each is a module with
 
-    apply(function, inputs, attributes) -> results
-        `inputs` maps the names of the operands of `function.forward` that are there to
-        tensors, or to a `Late`. `results` maps the names of its results to tensors; that
-        which is `function.result` is differentiable with respect to `function.arguments`, the
-        others are constants, and those in `function.residuals` are left out.
+    run(operation, inputs, attributes, wanted=None) -> results
+        `inputs` maps the names of the operands that are there to tensors, or to a `Late`.
+        `results` maps the names of its results, those in `wanted`, to tensors.
     in_graph(tensor) -> bool
         whether a graph is being traced that may change what `tensor` holds.
     SUPPORTS_JIT
-        whether `apply` may run in a function that is compiled by XLA.
+        whether `run` may be in a function that is compiled by XLA.
+    WIRING
+        how gradients are wired on this framework, and beside it what :mod:`..gradient` asks there:
+
+    derived_as(kernel, expression, tensors, names) -> results
+        those of ``kernel(tensors)``, whose derivatives with respect to the tensors of these names
+        are those of ``expression(tensors, results)``. A result that the expression lacks has none.
+    corrections(saved) -> (r, d)
+        the rows of what a forward saved.
 
 What a bridge promises:
 
-- The forward runs once for a forward and the backward once for a backward, on the tensors'
-  own memory where the framework lets it be read.
-- No gradient flows into an input outside of `function.arguments`, and one that nobody asks
-  for is not computed, where the framework says so.
-- Differentiating the gradient raises an error with `SECOND_DERIVATIVE`.
-- `residuals` are what only the backward reads: a bridge keeps them in any form that loses
-  nothing (JAX, which has no float64 by default, as pairs of uint32).
+- An operation runs once for a call, on the tensors' own memory where the framework lets it be read.
+- `saved`, which only a backward reads, is kept in any form that loses nothing (JAX, which has no
+  float64 by default, has pairs of uint32).
 - A `Late` input is read when the computation runs, compiled or not, never when it is traced.
-
-Why the gradient is wired here and not by `keras.ops.custom_gradient`: on JAX that closes over
-the forward's output, so `jax.grad` of a `jax.jit` function, `jax.checkpoint` and `keras.remat`
-fail on an escaped tracer; and on torch it says nothing of which gradients are wanted.
 """
 
 from __future__ import annotations
@@ -42,13 +39,6 @@ from typing import Any
 import numpy as np
 
 BACKENDS = ("torch", "tensorflow", "jax", "numpy")
-
-# What differentiating a gradient says; the name of the function is put in.
-SECOND_DERIVATIVE = (
-    "the gradient of {} is computed by a kernel that has no derivative of its own: second "
-    "derivatives (gradient penalties, Hessians) need keras.layers.BatchNormalization, which "
-    "numbabn.keras.convert(model, to_keras=True) puts back"
-)
 
 
 @dataclass(frozen=True)

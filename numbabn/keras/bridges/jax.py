@@ -1,4 +1,4 @@
-"""JAX: kernels that XLA calls, inside JAX's own rule for the gradient.
+"""JAX: kernels that XLA calls.
 
 On the CPU XLA calls them itself. On CUDA devices `buffer_callback` calls Python, which launches
 them on XLA's stream, over XLA's memory. Elsewhere, and where the kernels are missing, a
@@ -7,57 +7,128 @@ them on XLA's stream, over XLA's memory. Elsewhere, and where the kernels are mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from ...channels import D, R
 from ...embedded import xla
-from ...embedded.operations import Operation, Shaped
+from ...embedded.operations import OPERANDS, RESULTS, SAVED, Operation, Shaped
 from ...targets import copy
-from ..operations import COMPUTE, Function
-from . import SECOND_DERIVATIVE, Late, read_late
+from ..compute import COMPUTE
+from . import Late, read_late
 
 SUPPORTS_JIT = True
+WIRING = "inside"
 
 Tensors = dict[str, Any]
+Readers = tuple[tuple[str, Late], ...]
 
 
-class _Trace(NamedTuple):
-    """What is known when a computation is traced."""
-
-    function: Function
-    attributes: Any
-    late: tuple[tuple[str, Late], ...]
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _Wanted:
-    """The arguments, and those whose gradient is asked for with their dtypes.
-
-    Kept for the backward beside arrays, without being one.
-    """
-
-    arguments: tuple[str, ...]
-    dtypes: tuple[tuple[str, Any], ...]
-
-
-def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Tensors:
-    """Run `function`, differentiably; see the package's docstring."""
+def run(
+    operation: Operation,
+    inputs: Mapping[str, Any],
+    attributes: Any,
+    wanted: tuple[str, ...] | None = None,
+) -> Tensors:
+    """Run an operation; see the package's docstring."""
     late = tuple((name, value) for name, value in inputs.items() if isinstance(value, Late))
     tensors = {name: value for name, value in inputs.items() if not isinstance(value, Late)}
-    arguments = {name: tensors.pop(name) for name in function.arguments if name in tensors}
-    if xla.is_available():
-        arguments = xla.vary_alike(arguments, tensors)
-    results = _apply(_Trace(function, attributes, late), arguments, tensors)
-    return {name: value for name, value in results.items() if name not in function.residuals}
+    paths = jax.default_backend(), xla.is_available(), device_is_available()
+    results: Tensors = _traced(operation, attributes, wanted, late, paths)(tensors)
+    return results
+
+
+@lru_cache(maxsize=1024)
+def _traced(
+    operation: Operation,
+    attributes: Any,
+    wanted: tuple[str, ...] | None,
+    late: Readers,
+    paths: tuple[Any, ...],
+) -> Any:
+    """An operation as JAX traces it: once, also where the step around it is not compiled.
+
+    paths: what decides who computes, beside the rest
+    """
+    return jax.jit(partial(_call, operation, attributes, wanted, late), inline=True)
+
+
+def prepared(tensors: Tensors, arguments: tuple[str, ...]) -> Tensors:
+    """The tensors, of which `arguments` are to be differentiated with respect to."""
+    if not xla.is_available():
+        return tensors
+    others = {name: value for name, value in tensors.items() if name not in arguments}
+    named = {name: value for name, value in tensors.items() if name in arguments}
+    return {**tensors, **xla.vary_alike(named, others)}
+
+
+def derived_as(kernel: Any, expression: Any, tensors: Tensors, names: tuple[str, ...]) -> Tensors:
+    """See the package's docstring."""
+
+    @jax.custom_jvp
+    def derived(tensors: Tensors) -> Tensors:
+        found: Tensors = kernel(tensors)
+        return found
+
+    @derived.defjvp
+    def jvp(primals: Any, tangents: Any) -> Any:
+        ((given,), (moved,)) = primals, tangents
+        results = derived(given)
+        named = [name for name in names if name in given]
+
+        def of(values: Any) -> Tensors:
+            found: Tensors = expression({**given, **dict(zip(named, values, strict=True))}, results)
+            return found
+
+        _, found = jax.jvp(
+            of, ([given[name] for name in named],), ([moved[name] for name in named],)
+        )
+        return results, {
+            name: found[name].astype(value.dtype) if name in found else _no_tangent(value)
+            for name, value in results.items()
+        }
+
+    found: Tensors = derived(tensors)
+    return found
+
+
+def _no_tangent(value: Any) -> Any:
+    if jnp.issubdtype(value.dtype, jnp.inexact):
+        return jnp.zeros_like(value)
+    return np.zeros(value.shape, jax.dtypes.float0)
+
+
+def leaves_out() -> bool:
+    """Whether what nobody reads is not computed: in programs, but not outside of them."""
+    return True
+
+
+def corrections(saved: Any) -> tuple[Any, Any]:
+    """See the package's docstring."""
+    if jax.config.jax_enable_x64:
+        rows = jax.lax.bitcast_convert_type(saved, np.float64)
+        return rows[R], rows[D]
+    return _rounded(saved[R]), _rounded(saved[D])
+
+
+def _rounded(bits: Any) -> Any:
+    """Float64 as pairs of uint32, in float32: towards 0, and to 0 or inf what is out of range."""
+    low, high = bits[..., 0], bits[..., 1]
+    sign, exponent = high & 0x80000000, (high >> 20) & 0x7FF
+    fraction = ((high & 0xFFFFF) << 3) | (low >> 29)
+    # Of float64 the exponent is more by 1023, of float32 by 127.
+    within = sign | ((exponent - 896) << 23) | fraction
+    clipped = jnp.where(
+        exponent <= 896, sign, jnp.where(exponent >= 1151, sign | 0x7F800000, within)
+    )
+    return jax.lax.bitcast_convert_type(clipped.astype(np.uint32), np.float32)
 
 
 def in_graph(tensor: Any) -> bool:
@@ -65,75 +136,49 @@ def in_graph(tensor: Any) -> bool:
     return isinstance(tensor, jax.core.Tracer)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _apply(trace: _Trace, arguments: Tensors, constants: Tensors) -> Tensors:
-    return _call(trace, trace.function.forward, {**arguments, **constants})
-
-
-def _apply_forward(trace: _Trace, arguments: Any, constants: Any) -> tuple[Tensors, Any]:
-    # With symbolic zeros JAX says which of the inputs a gradient is asked for.
-    wanted = tuple(
-        (name, primal.value.dtype) for name, primal in arguments.items() if primal.perturbed
-    )
-    given = {name: primal.value for name, primal in {**arguments, **constants}.items()}
-    results = _call(trace, trace.function.forward, given)
-    everything = {**given, **results}
-    kept = {name: everything[name] for name in trace.function.kept if name in everything}
-    return results, (kept, _Wanted(tuple(arguments), wanted))
-
-
-def _apply_backward(trace: _Trace, residuals: Any, cotangents: Tensors) -> tuple[Any, None]:
-    kept, wanted = residuals
-    function = trace.function
-    dy = cotangents[function.result]
-    if isinstance(dy, jax.custom_derivatives.SymbolicZero):
-        return None, None
-    inputs = {**kept, "d" + function.result: dy}
-    names = tuple("d" + name for name, _ in wanted.dtypes)
-    found = _call(trace._replace(late=()), function.backward, inputs, names)
-    gradients: dict[str, Any] = dict.fromkeys(trace.function.arguments)
-    gradients |= {name: found["d" + name].astype(dtype) for name, dtype in wanted.dtypes}
-    return {name: gradients[name] for name in wanted.arguments}, None
-
-
-_apply.defvjp(_apply_forward, _apply_backward, symbolic_zeros=True)
-
-
 def _call(
-    trace: _Trace, operation: Operation, tensors: Tensors, wanted: tuple[str, ...] | None = None
+    operation: Operation,
+    attributes: Any,
+    wanted: tuple[str, ...] | None,
+    late: Readers,
+    tensors: Tensors,
 ) -> Tensors:
     """The results of `operation`, all of them or those that are `wanted`."""
-    residuals = trace.function.residuals
     known = {name: Shaped(value.shape, value.dtype.name) for name, value in tensors.items()}
-    shapes = operation.results_of(known, trace.attributes)
+    shapes = operation.results_of(known, attributes)
     names = tuple(shapes) if wanted is None else wanted
     shapes = {name: shapes[name] for name in names}
 
     def host(arrays: Mapping[str, Any]) -> Tensors:
         given = {name: np.asarray(value) for name, value in arrays.items()}
-        given |= {name: _unpacked(given[name]) for name in residuals if name in given}
-        given |= read_late(dict(trace.late))
-        results = COMPUTE[operation.name](given, trace.attributes, names, {})
+        given |= {name: _unpacked(given[name]) for name in given if _is_packed(name)}
+        given |= read_late(dict(late))
+        results = COMPUTE[operation.name](given, attributes, names, {})
         return {
-            name: _packed(array) if name in residuals else array for name, array in results.items()
+            name: _packed(array) if _is_packed(name) else array for name, array in results.items()
         }
 
-    outputs = {name: _type_of(shape, name in residuals) for name, shape in shapes.items()}
+    outputs = {name: _type_of(name, shape) for name, shape in shapes.items()}
     call_back = partial(jax.pure_callback, host, outputs, vmap_method="sequential")
 
     def call_kernels(tensors: Tensors) -> Tensors:
-        numbers = xla.read_numbers([value.read for _, value in trace.late]) if trace.late else ()
-        late = {name: numbers[i] for i, (name, _) in enumerate(trace.late)}
-        return xla.call(operation.name, {**tensors, **late}, trace.attributes, names)
+        numbers = xla.read_numbers([value.read for _, value in late]) if late else ()
+        read = {name: numbers[i] for i, (name, _) in enumerate(late)}
+        return xla.call(operation.name, {**tensors, **read}, attributes, names)
 
     def call_device(tensors: Tensors) -> Tensors:
         if device_is_available():
-            return _on_device(trace, operation, shapes, tensors)
+            return _on_device(operation, attributes, late, shapes, tensors)
         return call_back(tensors)
 
-    on_cpu = call_kernels if xla.is_available() else call_back
-    run = partial(_on_platform, on_cpu, call_device, call_back)
-    return _undifferentiable(operation.name, run, tensors)
+    return _on_platform(
+        call_kernels if xla.is_available() else call_back, call_device, call_back, tensors
+    )
+
+
+def _is_packed(name: str) -> bool:
+    """Whether an operand or result is float64, which goes as its bits."""
+    return {**OPERANDS, **RESULTS}[name] == SAVED
 
 
 def _on_platform(cpu: Any, cuda: Any, other: Any, tensors: Tensors) -> Tensors:
@@ -150,12 +195,15 @@ def device_is_available() -> bool:
 
 
 def _on_device(
-    trace: _Trace, operation: Operation, shapes: Mapping[str, Shaped], tensors: Tensors
+    operation: Operation,
+    attributes: Any,
+    late: Readers,
+    shapes: Mapping[str, Shaped],
+    tensors: Tensors,
 ) -> Tensors:
     """The outputs named in `shapes`, computed in XLA's buffers on a CUDA device."""
     from jax.experimental.buffer_callback import buffer_callback
 
-    residuals = trace.function.residuals
     # What is moved on a device has at least 32 bits.
     moved = {name: tensors[name].dtype for name in operation.moved if name in tensors}
     narrow = [name for name, dtype in moved.items() if dtype.itemsize < 4]
@@ -168,24 +216,24 @@ def _on_device(
 
     def fill(context: Any, outputs: Tensors, inputs: Tensors) -> None:
         def array(name: str, buffer: Any, kind: str) -> _Buffer:
-            return _Buffer(buffer, kind, name in residuals, context)
+            return _Buffer(buffer, kind, _is_packed(name), context)
 
         given = {name: array(name, each, kinds[name]) for name, each in inputs.items()}
         into = {name: array(name, each, shapes[name].dtype) for name, each in outputs.items()}
-        given |= read_late(dict(trace.late))
-        results = COMPUTE[operation.name](given, trace.attributes, tuple(into), into)
+        given |= read_late(dict(late))
+        results = COMPUTE[operation.name](given, attributes, tuple(into), into)
         for name, target in into.items():
             if results[name] is not target:
                 copy(results[name], target)
 
     types = {
-        name: _type_of(shape._replace(dtype=_BITS.get(shape.dtype, shape.dtype)), name in residuals)
+        name: _type_of(name, shape._replace(dtype=_BITS.get(shape.dtype, shape.dtype)))
         for name, shape in shapes.items()
     }
     call = buffer_callback(fill, types, vmap_method="sequential")
     found = call({name: _as_bits(each) for name, each in tensors.items()})
     found = {
-        name: each if name in residuals else _from_bits(each, shapes[name].dtype)
+        name: each if _is_packed(name) else _from_bits(each, shapes[name].dtype)
         for name, each in found.items()
     }
     return {**found, **{name: found[name].astype(dtype) for name, dtype in moved.items()}}
@@ -218,16 +266,6 @@ class _Buffer:
         self.__cuda_array_interface__ = interface
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _undifferentiable(name: str, run: Callable[[Tensors], Tensors], tensors: Tensors) -> Tensors:
-    return run(tensors)
-
-
-@_undifferentiable.defjvp
-def _raise(name: str, run: Any, primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(SECOND_DERIVATIVE.format(name))
-
-
 # Float64 without jax_enable_x64: its bits, as a last axis of two uint32.
 
 
@@ -239,7 +277,7 @@ def _unpacked(array: NDArray[np.uint32]) -> NDArray[np.float64]:
     return np.ascontiguousarray(array).view(np.float64)[..., 0]
 
 
-def _type_of(shaped: Shaped, packed: bool) -> Any:
-    if packed:
+def _type_of(name: str, shaped: Shaped) -> Any:
+    if _is_packed(name):
         return jax.ShapeDtypeStruct((*shaped.shape, 2), np.uint32)
     return jax.ShapeDtypeStruct(shaped.shape, shaped.dtype)

@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from ..operations import COMPUTE, Arrays, Function
+from ...embedded.operations import Operation
+from ..compute import COMPUTE, Arrays, Wanted
 from . import read_late
 
 SUPPORTS_JIT = True  # Keras compiles nothing here.
+WIRING = "none"
 
 
-def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Arrays:
-    """Run the forward of `function`; see the package's docstring."""
+def run(
+    operation: Operation, inputs: Mapping[str, Any], attributes: Any, wanted: Wanted = None
+) -> Arrays:
+    """Run an operation; see the package's docstring."""
     arrays = {name: np.asarray(value) for name, value in read_late(inputs).items()}
-    results = COMPUTE[function.forward.name](arrays, attributes, None, {})
-    return {name: array for name, array in results.items() if name not in function.residuals}
+    return COMPUTE[operation.name](arrays, attributes, wanted, {})
 
 
 def in_graph(tensor: Any) -> bool:

@@ -6,19 +6,23 @@ does: on eager tensors' memory as it is, and through `tf.numpy_function` in grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ...channels import D, R
 from ...embedded import tensorflow as compiled
 from ...embedded.operations import Operation, Shaped
-from ..operations import COMPUTE, Function
-from . import SECOND_DERIVATIVE, Late, read_late
+from ..compute import COMPUTE
+from . import Late, read_late
 
 SUPPORTS_JIT = False  # XLA knows neither the kernels' operator nor Python.
+WIRING = "registered"
 
 Tensors = dict[str, Any]
 
@@ -26,30 +30,116 @@ Tensors = dict[str, Any]
 _ALIGNMENT = 64
 
 
-class _Forward(NamedTuple):
-    """What the gradient has to know of a forward."""
+def run(
+    operation: Operation,
+    inputs: Mapping[str, Any],
+    attributes: Any,
+    wanted: tuple[str, ...] | None = None,
+    context: Any = None,
+) -> Tensors:
+    """Run an operation; see the package's docstring.
 
-    function: Function
-    attributes: Any
+    context: what the gradient of the operator gets to know, see `register_gradient`
+    """
+    given = _converted(inputs)
+    names = operation.results_beside(given) if wanted is None else wanted
+    if is_operator(operation, given, attributes):
+        return _call(operation, given, attributes, names, context)
+    return _run(operation, given, attributes, names)
 
 
-def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Tensors:
-    """Run `function`, differentiably; see the package's docstring."""
-    given = {
+def _converted(inputs: Mapping[str, Any]) -> Tensors:
+    return {
         name: value if isinstance(value, Late) else tf.convert_to_tensor(value)
         for name, value in inputs.items()
     }
-    if compiled.serves(function.forward, given, attributes) and compiled.is_available():
-        wanted = function.forward.results_beside(given)
-        results = _call(function.forward, given, attributes, wanted, _Forward(function, attributes))
-    else:
-        results = _apply_in_python(function, given, attributes)
-    return {name: value for name, value in results.items() if name not in function.residuals}
 
 
 def in_graph(tensor: Any) -> bool:
     """Whether a graph is being traced that may change what `tensor` holds."""
     return not tf.executing_eagerly()
+
+
+# For gradients
+
+
+def is_operator(operation: Operation, inputs: Mapping[str, Any], attributes: Any) -> bool:
+    """Whether an operation is an operator of TensorFlow's, with a gradient that is registered."""
+    return compiled.serves(operation, inputs, attributes) and compiled.is_available()
+
+
+@lru_cache(maxsize=1)
+def register_gradient(gradient_of: Callable[..., Tensors]) -> None:
+    """Have `gradient_of` find the gradients of the operator; see `..gradient.gradient_of_node`."""
+
+    def gradient(operator: Any, *gradients: Any) -> list[Any]:
+        context, inputs, outputs = compiled.context_of(operator)
+        # A tape says what it does not ask for. A graph that is differentiated as a whole does not.
+        skipped = getattr(operator, "skip_input_indices", None) or ()
+        wanted = tuple(name for i, name in enumerate(inputs) if i not in skipped)
+        named = dict(zip(outputs, gradients, strict=True))
+        found = gradient_of(sys.modules[__name__], context, inputs, outputs, named, wanted)
+        return [found.get(name) for name in inputs]
+
+    tf.RegisterGradient(compiled.OPERATOR)(gradient)
+
+
+def prepared(tensors: Tensors, arguments: tuple[str, ...]) -> Tensors:
+    """The tensors, of which `arguments` are to be differentiated with respect to."""
+    return _converted(tensors)
+
+
+def pulled_back(
+    expression: Callable[[Tensors], Tensors],
+    tensors: Tensors,
+    names: tuple[str, ...],
+    gradients: Tensors,
+) -> Tensors:
+    """The gradients of tensors of these names, by those of the expression's results."""
+    with tf.GradientTape() as tape:
+        tape.watch([tensors[name] for name in names])
+        results = expression(tensors)
+    found = tape.gradient(
+        [results[name] for name in gradients],
+        [tensors[name] for name in names],
+        [tf.cast(value, results[name].dtype) for name, value in gradients.items()],
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def derived_as(kernel: Any, expression: Any, tensors: Tensors, names: tuple[str, ...]) -> Tensors:
+    """See the package's docstring."""
+    order: list[str] = []
+
+    @tf.custom_gradient
+    def derived(*values: Any) -> Any:
+        given = dict(zip(tensors, values, strict=True))
+        results = kernel(given)
+        order[:] = results
+
+        def gradient(*gradients: Any) -> list[Any]:
+            cotangents = dict(zip(order, gradients, strict=True))
+            found = pulled_back(
+                lambda tensors: expression(tensors, results), given,
+                tuple(name for name in names if name in given),
+                cotangents,
+            )  # fmt: skip
+            return [found.get(name) for name in given]
+
+        return tuple(results.values()), gradient
+
+    found = derived(*tensors.values())
+    return dict(zip(order, found, strict=True))
+
+
+def leaves_out() -> bool:
+    """Whether what nobody reads is not computed."""
+    return not tf.executing_eagerly()
+
+
+def corrections(saved: Any) -> tuple[Any, Any]:
+    """See the package's docstring."""
+    return saved[R], saved[D]
 
 
 # By kernels that TensorFlow calls
@@ -72,81 +162,7 @@ def _call(
     return results
 
 
-def _gradient(operator: Any, *gradients: Any) -> list[Any]:
-    """The gradients of a call's inputs, None for those that have none or are not asked for."""
-    context, inputs, outputs = compiled.context_of(operator)
-    if not isinstance(context, _Forward):
-        raise NotImplementedError(SECOND_DERIVATIVE.format(context))
-    function, attributes = context
-    dy = dict(zip(outputs, gradients, strict=True))[function.result]
-    # A tape says what it does not ask for. A graph that is differentiated as a whole does not.
-    skipped = getattr(operator, "skip_input_indices", None) or ()
-    names = [
-        name for i, name in enumerate(inputs) if name in function.arguments and i not in skipped
-    ]
-    if dy is None or not names:
-        return [None] * len(inputs)
-    everything = {**inputs, **outputs, "d" + function.result: tf.convert_to_tensor(dy)}
-    given = {name: everything[name] for name in function.backward.operands if name in everything}
-    wanted = tuple("d" + name for name in names)
-    groups = [wanted]
-    if function.apart and not tf.executing_eagerly():
-        groups = [tuple(each for each in group if each in wanted) for group in function.apart]
-    found: Tensors = {}
-    for group in filter(None, groups):
-        found |= _call(function.backward, given, attributes, group, function.forward.name)
-    return [
-        tf.cast(found["d" + name], tensor.dtype) if name in names else None
-        for name, tensor in inputs.items()
-    ]
-
-
-tf.RegisterGradient(compiled.OPERATOR)(_gradient)
-
-
 # By Python
-
-
-def _apply_in_python(function: Function, given: Tensors, attributes: Any) -> Tensors:
-    # Outside of custom_gradient, which would ask what to do with the Variables that are read.
-    fixed = {
-        name: tf.stop_gradient(value) if tf.is_tensor(value) else value
-        for name, value in given.items()
-    }
-    results = _run(function.forward, fixed, attributes, function.forward.results_beside(given))
-    everything = {**fixed, **results}
-    kept = {name: everything[name] for name in function.kept if name in everything}
-    names = tuple(name for name in function.arguments if name in given)
-    result = results[function.result]
-
-    @tf.custom_gradient
-    def differentiable(*arguments: Any) -> Any:
-        def gradient(dy: Any) -> Any:
-            inputs = {**kept, "d" + function.result: dy}
-            wanted = {"d" + name: given[name].dtype for name in names}
-            return _gradient_in_python(function, inputs, attributes, wanted)
-
-        return result, gradient
-
-    results[function.result] = differentiable(*(given[name] for name in names))
-    return results
-
-
-def _gradient_in_python(
-    function: Function, inputs: Tensors, attributes: Any, wanted: Mapping[str, Any]
-) -> Any:
-    """wanted: the dtypes of the gradients, by name"""
-
-    @tf.custom_gradient
-    def undifferentiable(*values: Any) -> Any:
-        def gradient(*_: Any) -> Any:
-            raise NotImplementedError(SECOND_DERIVATIVE.format(function.forward.name))
-
-        given = dict(zip(inputs, values, strict=True))
-        found = _run(function.backward, given, attributes, tuple(wanted))
-        return tuple(tf.cast(found[name], dtype) for name, dtype in wanted.items()), gradient
-
-    return undifferentiable(*inputs.values())
 
 
 def _run(

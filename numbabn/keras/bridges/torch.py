@@ -10,86 +10,83 @@ import numpy as np
 import torch
 from ml_dtypes import bfloat16
 
+from ...channels import D, R
 from ...embedded.operations import Operation, Shaped
-from ..operations import COMPUTE, Compute, Function, Wanted
-from . import SECOND_DERIVATIVE, read_late
+from ..compute import COMPUTE, Compute, Wanted
+from . import read_late
 
-SUPPORTS_JIT = True  # torch.compile: apply() is a break in its graph.
+SUPPORTS_JIT = True  # torch.compile: `run` is a break in its graph.
+WIRING = "before"
 
 Tensors = dict[str, Any]
 
 
-def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Tensors:
-    """Run `function`, differentiably where torch asks for it; see the package's docstring."""
-    if torch.compiler.is_dynamo_compiling():
-        # Dynamo follows NumPy calls into its own imitation of NumPy, which kernels cannot read. To
-        # tell it so costs 10 µs a call, hence only where it listens.
-        return _apply_outside(function, inputs, attributes)
-    inputs = read_late(inputs)
-    arguments = [inputs.get(name) for name in function.arguments]
-    results: Tensors = {}
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in arguments
-    ):
-        # A tensor is differentiable where it is an argument here: those in `inputs` are not.
-        result = _Differentiable.apply(function, attributes, inputs, results, *arguments)
-        results[function.result] = result
-    else:
-        results = _compute_of(function.forward, inputs)(_arrays(inputs), attributes, None, {})
-    return {name: _tensor(each) for name, each in results.items() if name not in function.residuals}
+def run(
+    operation: Operation, inputs: Mapping[str, Any], attributes: Any, wanted: Wanted = None
+) -> Tensors:
+    """Run an operation; see the package's docstring."""
+    given = read_late(inputs)
+    results = _compute_of(operation, given)(_arrays(given), attributes, wanted, {})
+    return {name: _tensor(each) for name, each in results.items()}
 
 
-_apply_outside = torch.compiler.disable(apply)
+def is_compiling() -> bool:
+    """Whether Dynamo follows. It knows an imitation of NumPy only, which kernels cannot read."""
+    return bool(torch.compiler.is_dynamo_compiling())
 
 
-class _Differentiable(torch.autograd.Function):
-    """The forward and backward of a function; `results` is filled, and its result returned."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, function: Function, attributes: Any, inputs: Tensors, results: Tensors,
-        *arguments: Any,
-    ) -> Any:  # fmt: skip
-        compute = _compute_of(function.forward, inputs)
-        results.update(compute(_arrays(inputs), attributes, None, {}))
-        everything = {**inputs, **results}
-        kept = {name: everything[name] for name in function.kept if name in everything}
-        # save_for_backward notices a tensor that is changed in place before the backward.
-        ctx.names = tuple(name for name in kept if isinstance(kept[name], torch.Tensor))
-        ctx.save_for_backward(*(kept.pop(name) for name in ctx.names))
-        ctx.function, ctx.attributes, ctx.others = function, attributes, kept
-        return _tensor(results[function.result])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:
-        function = ctx.function
-        inputs = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        inputs |= {**ctx.others, "d" + function.result: gradient}
-        needed = zip(function.arguments, ctx.needs_input_grad[4:], strict=True)
-        wanted = tuple("d" + name for name, need in needed if need)
-        compute = _compute_of(function.backward, inputs)
-        found = compute(_arrays(inputs), ctx.attributes, wanted, {})
-        tensors = [_tensor(found[name]) for name in wanted]
-        if torch.is_grad_enabled():
-            # The gradient is to be differentiated (create_graph=True): that must not be silent.
-            tensors = _Undifferentiable.apply(
-                function.forward.name, len(tensors), *tensors, *inputs.values()
-            )
-        gradients = dict(zip(wanted, tensors, strict=True))
-        return (None, None, None, None, *(gradients.get("d" + name) for name in function.arguments))
+@torch.compiler.disable
+def outside(function: Any, *arguments: Any) -> Any:
+    """Call a function outside of the graph that Dynamo makes: a break in it."""
+    return function(*arguments)
 
 
-class _Undifferentiable(torch.autograd.Function):
-    """Hands on its first `count` tensors; whoever differentiates them is told why not."""
+def leaves_out() -> bool:
+    """Whether what nobody reads is not computed: here it is not asked for."""
+    return False
 
-    @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Any) -> Any:
-        ctx.name = name
-        return tuple(tensor.detach() for tensor in tensors[:count])
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError(SECOND_DERIVATIVE.format(ctx.name))
+def check_differentiable(inputs: Mapping[str, Any]) -> None:
+    """Raise where torch would differentiate without asking: kernels have no derivative there."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "numbabn.keras.BatchNormalization does not run under the transforms of torch.func: "
+            "differentiate with torch.autograd, or use keras.layers.BatchNormalization, which "
+            "numbabn.keras.convert(model, to_keras=True) puts back"
+        )
+
+
+read = read_late
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether autograd can save `value`."""
+    return isinstance(value, torch.Tensor)
+
+
+def is_wanted(tensor: Any) -> bool:
+    """Whether the gradient with respect to `tensor` is asked for."""
+    return bool(torch.is_grad_enabled() and tensor.requires_grad)
+
+
+def cloned(tensor: Any) -> Any:
+    """The same values in memory of their own, differentiable with respect to `tensor`."""
+    return tensor.clone()
+
+
+def derived_as(kernel: Any, expression: Any, tensors: Tensors, names: tuple[str, ...]) -> Tensors:
+    """See the package's docstring."""
+    # In a backward, with create_graph=True.
+    found: Tensors = expression(tensors, {}) if torch.is_grad_enabled() else kernel(tensors)
+    return found
+
+
+def corrections(saved: Any) -> tuple[Any, Any]:
+    """See the package's docstring."""
+    if isinstance(saved, torch.Tensor):
+        return saved[R], saved[D]
+    r, d = (torch.from_numpy(saved[row].copy()) for row in (R, D))
+    return r, d
 
 
 def _compute_of(operation: Operation, inputs: Tensors) -> Compute:
@@ -147,8 +144,8 @@ def _array(value: Any, name: str) -> Any:
 
 
 def _tensor(array: Any) -> Any:
-    """A tensor in the memory of a new NumPy array."""
-    if isinstance(array, torch.Tensor):
+    """A tensor in the memory of a new NumPy array; a read-only one stays: torch has no such."""
+    if isinstance(array, torch.Tensor) or not array.flags.writeable:
         return array
     if array.dtype == bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

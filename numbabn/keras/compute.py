@@ -1,4 +1,4 @@
-"""What bridges run: operations and their gradients, and how they are computed over arrays.
+"""How operations are computed over arrays, for the bridges.
 
 The arrays of a call are NumPy's, or of one library on a CUDA device. Statistics go in and come out
 moved; they are moved in float64 and rounded once, where a framework's float32 would lose what the
@@ -8,7 +8,6 @@ kernels found (and JAX has no float64 by default).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..channels import STATISTICS
@@ -19,7 +18,6 @@ from ..embedded.operations import (
     NORMALIZE,
     NORMALIZE_BACKWARD,
     Attributes,
-    Operation,
 )
 from ..functional import backward_from_saved, gradients_of_normalize, normalize, train
 from ..renorm import RenormClipping
@@ -30,44 +28,6 @@ Arrays = dict[str, Any]
 Inputs = Mapping[str, Any]
 Wanted = tuple[str, ...] | None
 Compute = Callable[..., Arrays]  # see COMPUTE
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """An operation and its gradient.
-
-    arguments: the operands of `forward` that it is differentiated with respect to
-    result: the result of `forward` that is differentiated
-    residuals: results of `forward` that only `backward` reads
-    apart: groups of results of `backward` that cost little more on their own than together: a
-        graph that computes them apart leaves out those that nobody reads
-
-    `backward` reads ``"d" + result``, and operands and results of `forward` under their own
-    names; its results are ``"d" + argument``.
-    """
-
-    forward: Operation
-    backward: Operation
-    arguments: tuple[str, ...]
-    result: str
-    residuals: tuple[str, ...] = ()
-    apart: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The operands and results of `forward` that `backward` reads."""
-        return tuple(name for name in self.backward.operands if name != "d" + self.result)
-
-
-TRAINING = Function(FORWARD, BACKWARD, ("x", "gamma", "beta"), "y", residuals=("saved",))
-# dx = gamma · rstd · dy needs none of the sums.
-INFERENCE = Function(
-    NORMALIZE,
-    NORMALIZE_BACKWARD,
-    ("x", "gamma", "beta"),
-    "y",
-    apart=(("dx",), ("dgamma", "dbeta")),
-)
 
 
 def _forward(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs) -> Arrays:
