@@ -126,7 +126,7 @@ class Textbook(BatchNormalization):
 
 
 def test_gradient_penalty_over_padding():
-    """NaN where the mask is off and no loss reads: everything else has the derivatives of 0 there."""
+    """NaN where the mask is off and no loss reads: all is as if it were finite there."""
     rng = np.random.default_rng(1)
     x, weights = rng.normal(2, 3, (4, 5, 3)), rng.normal(size=(4, 5, 3))
     mask = rng.random((4, 5)) < 0.6
