@@ -50,8 +50,7 @@ from numpy.typing import NDArray
 
 from .. import channels, formulas
 from ..channels import Parameters
-from . import masks, tasks, threads, work
-from . import steps as kernels
+from . import masks, steps, tasks, threads, work
 from .compile import exact, kernel
 from .elements import BFLOAT, HALF
 from .masks import mask_of as mask_of
@@ -64,11 +63,11 @@ _NO_BYTES = np.zeros(0, np.uint8)
 _NO_BYTES.flags.writeable = False
 
 # The steps of `tasks.run`: prepare, measure, combine, apply.
-STATISTICS = (None, kernels.statistics, kernels.forward_coefficients, None)
-FORWARD = (*STATISTICS[:3], kernels.normalize)
-NORMALIZE = (kernels.given_coefficients, None, None, kernels.normalize)
-SUMS = (kernels.mean_coefficients, kernels.gradient_sums, kernels.backward_coefficients, None)
-BACKWARD = (*SUMS[:3], kernels.gradient)
+STATISTICS = (None, steps.statistics, steps.forward_coefficients, None)
+FORWARD = (*STATISTICS[:3], steps.normalize)
+NORMALIZE = (steps.given_coefficients, None, None, steps.normalize)
+SUMS = (steps.mean_coefficients, steps.gradient_sums, steps.backward_coefficients, None)
+BACKWARD = (*SUMS[:3], steps.gradient)
 
 
 def statistics(x, mask, saved):
@@ -139,7 +138,7 @@ def backward_steps(training, with_dx, with_gradients):
     return BACKWARD if training or with_gradients else NORMALIZE
 
 
-_renorm_corrections = kernel(kernels.renorm_corrections, "renorm_corrections", parallel=False)
+_renorm_corrections = kernel(steps.renorm_corrections, "renorm_corrections", parallel=False)
 
 
 def renorm_correction(mean, variance, reference, epsilon, corrections):
@@ -178,9 +177,9 @@ def _move_rows(moving, moved, saved, epsilon, momentum, renorm_momentum):
             moved[row][channel] = table[row, channel]
 
 
-move_statistics = kernels.move_statistics
+move_statistics = steps.move_statistics
 _moved_rows = kernel(
-    _move_rows, "move_rows", parallel=False, move_statistics=exact(kernels.move_statistics)
+    _move_rows, "move_rows", parallel=False, move_statistics=exact(steps.move_statistics)
 )
 
 

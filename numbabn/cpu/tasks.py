@@ -14,8 +14,7 @@ from llvmlite import ir
 from numba import config, prange, types
 from numba.extending import intrinsic
 
-from . import rows, runs, threads
-from . import work as layout
+from . import rows, runs, threads, work
 from .compile import bound, c_function, exact, kernel
 from .elements import array_at, read_fields
 from .masks import ELEMENT as ELEMENT_MASK
@@ -29,7 +28,7 @@ CALL = len(Partition._fields)
 _SCRATCH = CALL + Call._fields.index("scratch")
 TABLES = CALL + len(Call._fields)
 
-_places = exact(layout.places)
+_places = exact(work.places)
 
 # What `_step` runs, on which elements, and the dtype of coefficients: each compilation has its
 # own, see `_compile`.
@@ -52,7 +51,7 @@ def _step(x, dy, out, on, words, scratch, task):
     )
     tables = array_at(words, TABLES, (size,), np.int64)
     mask = step_mask(call, array_at(on, 0, (call.mask_bytes,), np.uint8), tables)
-    numbers = array_at(scratch, at.numbers, (layout.NUMBERS,), np.float64)
+    numbers = array_at(scratch, at.numbers, (work.NUMBERS,), np.float64)
     STEP(
         Work(
             arrays,
@@ -60,9 +59,9 @@ def _step(x, dy, out, on, words, scratch, task):
             mask,
             call.reference,
             read_fields(numbers, 0, Numbers),
-            array_at(scratch, at.per_channel, (layout.PER_CHANNEL, cut.channels), np.float64),
-            array_at(scratch, at.partial, (cut.splits, layout.PARTIAL, columns), np.float64),
-            array_at(scratch, at.coefficients, (layout.COEFFICIENTS, columns), COEFFICIENT),
+            array_at(scratch, at.per_channel, (work.PER_CHANNEL, cut.channels), np.float64),
+            array_at(scratch, at.partial, (cut.splits, work.PARTIAL, columns), np.float64),
+            array_at(scratch, at.coefficients, (work.COEFFICIENTS, columns), COEFFICIENT),
         ),
         task,
     )
