@@ -12,6 +12,8 @@ arrays in `COMPUTE` there, in compiled programs in `numbabn.embedded`. Each brid
         others are constants, and those in `function.residuals` are left out.
     in_graph(tensor) -> bool
         whether a graph is being traced that may change what `tensor` holds.
+    is_traced(tensor) -> bool
+        whether `tensor`, a result, stands in a computation that is traced, and has no value yet.
     SUPPORTS_JIT
         whether `apply` may run in a function that is compiled by XLA.
 

@@ -65,6 +65,11 @@ def in_graph(tensor: Any) -> bool:
     return isinstance(tensor, jax.core.Tracer)
 
 
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced."""
+    return isinstance(tensor, jax.core.Tracer)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(trace: _Trace, arguments: Tensors, constants: Tensors) -> Tensors:
     return _call(trace, trace.function.forward, {**arguments, **constants})

@@ -23,3 +23,8 @@ def apply(function: Function, inputs: Mapping[str, Any], attributes: Any) -> Arr
 def in_graph(tensor: Any) -> bool:
     """Whether a graph is being traced that may change what `tensor` holds: never here."""
     return False
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced: never here."""
+    return False

@@ -52,6 +52,11 @@ def in_graph(tensor: Any) -> bool:
     return not tf.executing_eagerly()
 
 
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced."""
+    return not tf.executing_eagerly()
+
+
 # By kernels that TensorFlow calls
 
 

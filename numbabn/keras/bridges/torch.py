@@ -158,3 +158,8 @@ def _tensor(array: Any) -> Any:
 def in_graph(tensor: Any) -> bool:
     """Whether a graph is being traced that may change what `tensor` holds: never here."""
     return False
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced."""
+    return torch.compiler.is_dynamo_compiling()
