@@ -212,8 +212,9 @@ class BatchNormalization:
         place = HOST if device == "cpu" else device_place(device, library, self._place)
         # All of them before any is put in place.
         weights = {name: place.array(to_host(values)) for name, values in self._weights.items()}
-        self._weights, self._place = weights, place
-        self.gradients, self._taped, self._outputs = {}, None, KeptOutputs()
+        self.__dict__.update(
+            _weights=weights, _place=place, gradients={}, _taped=None, _outputs=KeptOutputs()
+        )
         return self
 
     def __call__(self, x: Array, training: bool = False, mask: Array | None = None) -> Array:
@@ -253,15 +254,16 @@ class BatchNormalization:
             out=self._reusable("y", described, inputs),
         )  # fmt: skip
         y = self._kept("y", described, y)
-        # One assignment: an interrupt leaves all of the weights as they were, or none.
-        self._weights = {**self._weights, **moved}
-        self._taped = (x, saved)
+        # In one call: an interrupt leaves all of the layer's state as it was, or none.
+        self.__dict__.update(_weights={**self._weights, **moved}, _taped=(x, saved))
         return y
 
     def _first_call(self, x: Array, training: bool, mask: Array | None) -> Array:
         """Make the parameters after `x`, and keep them if the call succeeds."""
-        described, place = self._described(x), self._place
-        if place == HOST:
+        described = self._described(x)
+        names = ("_weights", "_place", "_outputs", "_taped")
+        before = {name: getattr(self, name) for name in names} | {"_outputs": KeptOutputs()}
+        if self._place == HOST:
             self._place = library_of(x).place(described)
         wide = np.float64 if described.dtype.name == "float64" else np.float32
         try:
@@ -269,7 +271,7 @@ class BatchNormalization:
             return self(x, training, mask)
         except BaseException:
             # An interrupt too: a layer that has not run is not built. It goes on to the caller.
-            self._weights, self._place, self._outputs = {}, place, KeptOutputs()
+            self.__dict__.update(before)
             raise
 
     def _described(self, x: Array) -> Described:
@@ -333,17 +335,19 @@ class BatchNormalization:
         described = self._described(x)
         inputs = {"x": x, "dy": dy, "mask": saved and saved.mask}
         out = self._reusable("dx", described, inputs)
+        gradients = {}
         if saved is None:
             dx, _, _ = normalize_backward(
                 dy, x, self.moving_mean, self.moving_variance, self.gamma,
                 axis=self.axis, epsilon=self.epsilon, out=out,
             )  # fmt: skip
-            self.gradients = {}
         else:
             dx, dgamma, dbeta = batch_norm_backward(dy, x, saved, out=out)
             found = {"gamma": dgamma, "beta": dbeta}
-            self.gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
-        return self._kept("dx", described, dx)
+            gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
+        dx = self._kept("dx", described, dx)
+        self.gradients = gradients
+        return dx
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make such a layer again; JSON-able (infinite limits are left out)."""
