@@ -5,10 +5,10 @@ import signal
 import keras
 import numpy as np
 import pytest
+from backends import TRAINS, array
 from keras import ops
 
 import numbabn
-from backends import TRAINS, array
 from interrupting import interrupted_at, interrupts_raised
 from numbabn.interrupts import Uninterrupted
 from numbabn.keras import BatchNormalization
@@ -85,7 +85,9 @@ def test_an_interrupt_at_each_line():
     states, line, raised = [], 0, True
     while raised:
         layer = built()
-        raised = interrupted_at(line, numbabn.__path__[0], lambda: layer(x, training=True))
+        raised = interrupted_at(
+            line, numbabn.__path__[0], lambda layer=layer: layer(x, training=True)
+        )
         found = snapshot(layer)
         assert found in (before, after), line
         states.append(found == after)
@@ -97,11 +99,15 @@ def test_an_interrupt_at_each_line():
 def test_interrupts_come_after_what_is_not_to_be_interrupted():
     done = []
     with interrupts_raised():
-        with pytest.raises(KeyboardInterrupt), Uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            done.append(1)
-            signal.raise_signal(signal.SIGINT)
-            done.append(2)
+
+        def step():
+            with Uninterrupted():
+                for number in (1, 2):
+                    signal.raise_signal(signal.SIGINT)
+                    done.append(number)
+
+        with pytest.raises(KeyboardInterrupt):
+            step()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert done == [1, 2]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
