@@ -14,6 +14,8 @@ arrays in `COMPUTE` there, in compiled programs in `numbabn.embedded`. Each brid
         whether a graph is being traced that may change what `tensor` holds.
     is_traced(tensor) -> bool
         whether `tensor`, a result, stands in a computation that is traced, and has no value yet.
+    paths() -> dict
+        what computes, and why, by the place that tensors are in; see `numbabn.keras.details`.
     SUPPORTS_JIT
         whether `apply` may run in a function that is compiled by XLA.
 

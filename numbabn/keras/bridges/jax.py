@@ -70,6 +70,21 @@ def is_traced(tensor: Any) -> bool:
     return isinstance(tensor, jax.core.Tracer)
 
 
+def paths() -> dict[str, str]:
+    """What computes, and why, by the place that tensors are in."""
+    reason = xla.why_unavailable()
+    python = "Python, over copies on the host, by pure_callback"
+    return {
+        "CPU": f"{python}: {reason}"
+        if reason is not None
+        else "XLA calls the kernels, by a handler",
+        "CUDA": "Python launches the kernels on XLA's stream, by buffer_callback"
+        if device_is_available()
+        else f"{python}: numba-cuda, or jax.experimental.buffer_callback, is not installed",
+        "other devices": f"{python}: there are no kernels for them",
+    }
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(trace: _Trace, arguments: Tensors, constants: Tensors) -> Tensors:
     return _call(trace, trace.function.forward, {**arguments, **constants})

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ml_dtypes import bfloat16
 
+from ...cuda.availability import why_unavailable
 from ...embedded.operations import Operation, Shaped
 from ..operations import COMPUTE, Compute, Function, Wanted
 from . import SECOND_DERIVATIVE, read_late
@@ -163,3 +164,16 @@ def in_graph(tensor: Any) -> bool:
 def is_traced(tensor: Any) -> bool:
     """Whether `tensor` stands in a computation that is traced."""
     return torch.compiler.is_dynamo_compiling()
+
+
+def paths() -> dict[str, str]:
+    """What computes, and why, by the place that tensors are in."""
+    reason = why_unavailable()
+    return {
+        "CPU": "Python calls the kernels over torch's own memory; torch.compile breaks its graph "
+        "there",
+        "CUDA": f"nothing: {reason}"
+        if reason is not None
+        else "Python launches the kernels on torch's stream, over its own memory",
+        "other devices": "nothing: there are no kernels for them",
+    }
