@@ -11,6 +11,7 @@ import numpy as np
 from .arrays import Array, Described
 from .arrays.numpy import HOST
 from .checks import check_epsilon, check_floats, check_momentum
+from .files import read_weights, write_weights
 from .functional import Saved, batch_norm_backward, normalize, normalize_backward, train
 from .layout import Axis, layout_of, plain_axis
 from .outputs import KeptOutputs
@@ -374,35 +375,30 @@ class BatchNormalization:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights to an npz file, under their names.
 
+        The file is there whole or not at all: one that was there before stays where writing fails.
+
         Raises:
             RuntimeError: there are none yet.
+            OSError: the file cannot be written.
         """
         if not self._weights:
             raise RuntimeError("the layer has no weights to save: call it or build it first")
-        with open(path, "wb") as file:
-            # mypy takes the names for savez's own arguments.
-            np.savez(file, **{name: to_host(each) for name, each in self._weights.items()})
+        write_weights(path, {name: to_host(each) for name, each in self._weights.items()})
 
     def load(self, path: str | os.PathLike[str]) -> BatchNormalization:
         """Take the weights from an npz file that `save` wrote; returns the layer.
 
+        The file may come from anyone: nothing in it is executed, and one that is of something else,
+        cut off, or of other sizes than it says is refused before it is read whole.
+
         Raises:
-            ValueError: the file holds other weights, or of other shapes, than the layer.
+            OSError: the file cannot be read.
+            ValueError: the file holds other weights, or of other shapes, than the layer; or it is
+                no file of weights. The layer stays as it was.
         """
-        with np.load(path) as file:
-            loaded = {name: file[name] for name in file.files}
         names = self._names()
-        if sorted(loaded) != sorted(names):
-            raise ValueError(
-                f"{os.fspath(path)} holds the weights {sorted(loaded)}, "
-                f"this layer has {sorted(names)}"
-            )
-        for name, weight in self._weights.items():
-            if loaded[name].shape != tuple(weight.shape):
-                raise ValueError(
-                    f"{os.fspath(path)} holds {name} of shape {loaded[name].shape}, "
-                    f"this layer has {tuple(weight.shape)}"
-                )
+        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
+        loaded = read_weights(path, names, shapes)
         self._weights = {
             name: self._place.array(loaded[name].astype(self.dtype or loaded[name].dtype))
             for name in names

@@ -78,9 +78,9 @@ class Graph(OfKeras):
         import tensorflow as tf
 
         super().__init__()
-        self.run = tf.function(
-            lambda x: self.layer(x, training=True),
-            input_signature=[tf.TensorSpec((None, CHANNELS))],
+        # One graph, since what chooses among several is spoilt where an interrupt meets it.
+        self.run = tf.function(lambda x: self.layer(x, training=True)).get_concrete_function(
+            tf.TensorSpec((None, CHANNELS))
         )
 
     def step(self, x):

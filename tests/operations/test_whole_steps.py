@@ -6,7 +6,7 @@ import pytest
 import numbabn
 from interrupting import interrupted_at
 
-pytestmark = pytest.mark.only_on("cpu", "on a device the moving statistics move in place")
+pytestmark = pytest.mark.only_on("cpu", reason="on a device the moving statistics move in place")
 
 X = np.random.default_rng(3).normal(2.0, 3.0, (6, 4)).astype(np.float32)
 DY = np.random.default_rng(4).normal(size=X.shape).astype(np.float32)
