@@ -55,7 +55,7 @@ class _Files(IndexDataCacheFile):
         except OSError:
             return None
         digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
+        if self._digest(key, data) != digest:
             logger.info("%s is not whole, and compiled anew", self._path_of(key))
             return None
         return pickle.loads(data)
@@ -65,16 +65,23 @@ class _Files(IndexDataCacheFile):
         dumped = self._dump(data)
         try:
             with self._open_for_write(self._path_of(key)) as file:
-                file.write(hashlib.sha256(dumped).digest() + dumped)
+                file.write(self._digest(key, dumped) + dumped)
         except OSError as error:
             logger.info("%s is not kept: %s", self._path_of(key), error)
 
+    def _digest(self, key, data):
+        """Of what a file holds, and of what it is: one under the name of another is not whole."""
+        return hashlib.sha256(self._what(key).encode() + data).digest()
+
     def _path_of(self, key):
+        name = hashlib.sha256(self._what(key).encode()).hexdigest()[:16]
+        return self._data_path(self._data_name_pattern.format(number=int(name, 16)))
+
+    def _what(self, key):
         # As text: equal types have one name, and their pickles may differ.
         versions = numba.__version__, llvmlite.__version__
-        text = repr((versions, self._source_stamp, [str(each) for each in key]))
-        name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self._data_path(self._data_name_pattern.format(number=int(name, 16)))
+        kind = self._data_name_pattern, versions, self._source_stamp
+        return repr((*kind, [str(each) for each in key]))
 
 
 def distrust(folder):

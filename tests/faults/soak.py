@@ -245,8 +245,8 @@ def resident():
 def until_interrupted(steps, interrupter, chosen, counts):
     """Steps of one kind, until an interrupt is raised."""
     sent, dropped, since = interrupter.sent, counts.dropped.number, 0
-    interrupter.wanted.release()
     try:
+        interrupter.wanted.release()
         while since < MOST_STEPS:
             steps.run(chosen.randrange(SHAPES))
             counts.steps += 1
