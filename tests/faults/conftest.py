@@ -63,4 +63,4 @@ def _runs_here(config, item):
 @pytest.fixture
 def soak(request):
     """How many seconds a soak takes; a few where nobody asked for more."""
-    return request.config.getoption("--soak") or 8.0
+    return request.config.getoption("--soak") or 3.0
