@@ -11,6 +11,7 @@ import numpy as np
 from .arrays import Array, Described
 from .arrays.numpy import HOST
 from .checks import check_epsilon, check_floats, check_momentum
+from .files import read_weights, write_weights
 from .functional import Saved, batch_norm_backward, normalize, normalize_backward, train
 from .layout import Axis, layout_of, plain_axis
 from .outputs import KeptOutputs
@@ -212,8 +213,9 @@ class BatchNormalization:
         place = HOST if device == "cpu" else device_place(device, library, self._place)
         # All of them before any is put in place.
         weights = {name: place.array(to_host(values)) for name, values in self._weights.items()}
-        self._weights, self._place = weights, place
-        self.gradients, self._taped, self._outputs = {}, None, KeptOutputs()
+        self.__dict__.update(
+            _weights=weights, _place=place, gradients={}, _taped=None, _outputs=KeptOutputs()
+        )
         return self
 
     def __call__(self, x: Array, training: bool = False, mask: Array | None = None) -> Array:
@@ -253,15 +255,16 @@ class BatchNormalization:
             out=self._reusable("y", described, inputs),
         )  # fmt: skip
         y = self._kept("y", described, y)
-        # One assignment: an interrupt leaves all of the weights as they were, or none.
-        self._weights = {**self._weights, **moved}
-        self._taped = (x, saved)
+        # In one call: an interrupt leaves all of the layer's state as it was, or none.
+        self.__dict__.update(_weights={**self._weights, **moved}, _taped=(x, saved))
         return y
 
     def _first_call(self, x: Array, training: bool, mask: Array | None) -> Array:
         """Make the parameters after `x`, and keep them if the call succeeds."""
-        described, place = self._described(x), self._place
-        if place == HOST:
+        described = self._described(x)
+        names = ("_weights", "_place", "_outputs", "_taped")
+        before = {name: getattr(self, name) for name in names} | {"_outputs": KeptOutputs()}
+        if self._place == HOST:
             self._place = library_of(x).place(described)
         wide = np.float64 if described.dtype.name == "float64" else np.float32
         try:
@@ -269,7 +272,7 @@ class BatchNormalization:
             return self(x, training, mask)
         except BaseException:
             # An interrupt too: a layer that has not run is not built. It goes on to the caller.
-            self._weights, self._place, self._outputs = {}, place, KeptOutputs()
+            self.__dict__.update(before)
             raise
 
     def _described(self, x: Array) -> Described:
@@ -333,17 +336,19 @@ class BatchNormalization:
         described = self._described(x)
         inputs = {"x": x, "dy": dy, "mask": saved and saved.mask}
         out = self._reusable("dx", described, inputs)
+        gradients = {}
         if saved is None:
             dx, _, _ = normalize_backward(
                 dy, x, self.moving_mean, self.moving_variance, self.gamma,
                 axis=self.axis, epsilon=self.epsilon, out=out,
             )  # fmt: skip
-            self.gradients = {}
         else:
             dx, dgamma, dbeta = batch_norm_backward(dy, x, saved, out=out)
             found = {"gamma": dgamma, "beta": dbeta}
-            self.gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
-        return self._kept("dx", described, dx)
+            gradients = {name: found[name] for name in _TRAINABLE if name in self._weights}
+        dx = self._kept("dx", described, dx)
+        self.gradients = gradients
+        return dx
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make such a layer again; JSON-able (infinite limits are left out)."""
@@ -370,35 +375,30 @@ class BatchNormalization:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights to an npz file, under their names.
 
+        The file is there whole or not at all: one that was there before stays where writing fails.
+
         Raises:
             RuntimeError: there are none yet.
+            OSError: the file cannot be written.
         """
         if not self._weights:
             raise RuntimeError("the layer has no weights to save: call it or build it first")
-        with open(path, "wb") as file:
-            # mypy takes the names for savez's own arguments.
-            np.savez(file, **{name: to_host(each) for name, each in self._weights.items()})
+        write_weights(path, {name: to_host(each) for name, each in self._weights.items()})
 
     def load(self, path: str | os.PathLike[str]) -> BatchNormalization:
         """Take the weights from an npz file that `save` wrote; returns the layer.
 
+        The file may come from anyone: nothing in it is executed, and one that is of something else,
+        cut off, or of other sizes than it says is refused before it is read whole.
+
         Raises:
-            ValueError: the file holds other weights, or of other shapes, than the layer.
+            OSError: the file cannot be read.
+            ValueError: the file holds other weights, or of other shapes, than the layer; or it is
+                no file of weights. The layer stays as it was.
         """
-        with np.load(path) as file:
-            loaded = {name: file[name] for name in file.files}
         names = self._names()
-        if sorted(loaded) != sorted(names):
-            raise ValueError(
-                f"{os.fspath(path)} holds the weights {sorted(loaded)}, "
-                f"this layer has {sorted(names)}"
-            )
-        for name, weight in self._weights.items():
-            if loaded[name].shape != tuple(weight.shape):
-                raise ValueError(
-                    f"{os.fspath(path)} holds {name} of shape {loaded[name].shape}, "
-                    f"this layer has {tuple(weight.shape)}"
-                )
+        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
+        loaded = read_weights(path, names, shapes)
         self._weights = {
             name: self._place.array(loaded[name].astype(self.dtype or loaded[name].dtype))
             for name in names

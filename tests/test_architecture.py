@@ -34,7 +34,13 @@ FLOORS = [
     # The door to numba-cuda, by which a library without memory of its own allocates too.
     ["numbabn.cuda.runtime"],
     ["numbabn.checks"],
-    ["numbabn.channels", "numbabn.formulas", "numbabn.renorm"],
+    [
+        "numbabn.channels",
+        "numbabn.files",
+        "numbabn.formulas",
+        "numbabn.interrupts",
+        "numbabn.renorm",
+    ],
 ]
 # What is imported within a function, and why it waits.
 LATE = {

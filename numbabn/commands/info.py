@@ -4,6 +4,7 @@ import argparse
 import importlib
 import importlib.metadata
 import platform
+from importlib.util import find_spec
 from typing import Any
 
 import llvmlite.binding
@@ -12,7 +13,7 @@ import numpy as np
 
 import numbabn
 
-from ..cpu.compile import cache_folder
+from ..cpu.compile import cache_folder, why_not_kept
 from ..cpu.threads import LEAST_PARALLEL
 from ..cuda.availability import why_unavailable
 
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         "processor": numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
         "its features": " ".join(_features()),
         **_cuda(),
-        "compiled kernels": str(cache_folder() or "kept nowhere: each process compiles its own"),
+        "compiled kernels": str(cache_folder() or f"kept nowhere: {why_not_kept()}"),
+        **_keras(),
     }
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -98,6 +100,19 @@ def _cuda() -> dict[str, str]:
 
 def _device(device: Any) -> str:
     return f"{device.name}, compute capability {_dotted(device.compute_capability)}"
+
+
+def _keras() -> dict[str, str]:
+    """How Keras's tensors come to the kernels, a row for each place that they can be in."""
+    if find_spec("keras") is None:
+        return {}
+    try:
+        keras = importlib.import_module("numbabn.keras")
+    except (ImportError, ValueError) as error:
+        return {"Keras": f"no: {error}"}
+    details = keras.backend_details()
+    backend = details.pop("backend")
+    return {f"Keras on {backend}, {place}": path for place, path in details.items()}
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -8,10 +8,15 @@ key. A name for each, with a digest of the sources in it, rules all of that out.
 
 import hashlib
 import logging
-from pathlib import Path
+from importlib.resources import files
 from types import FunctionType
+from typing import Any
 
-from numba import cfunc, config, njit
+from numba import config, njit
+from numba.core import sigutils
+from numba.core.ccallback import CFunc
+
+from .cache import KernelCache
 
 logger = logging.getLogger("numbabn")
 
@@ -49,14 +54,23 @@ _FILES = ("formulas", "channels", "renorm")
 
 
 def _sources_digest():
-    package = Path(__file__).parent.parent
-    sources = [package / f"{name}.py" for name in _FILES]
-    for folder in _FOLDERS:
-        sources += sorted((package / folder).rglob("*.py"))
+    # By its loader: the package may be in a zip file, or without sources.
+    package = files(__package__.rpartition(".")[0])
     digest = hashlib.sha256()
-    for path in sources:
-        digest.update(path.read_bytes())
+    for each in sorted(package.iterdir(), key=lambda each: each.name):
+        if each.is_dir() and each.name in _FOLDERS:
+            _add_folder(digest, each)
+        elif each.name.rpartition(".")[0] in _FILES:
+            digest.update(each.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _add_folder(digest, folder):
+    for each in sorted(folder.iterdir(), key=lambda each: each.name):
+        if each.is_dir() and each.name != "__pycache__":
+            _add_folder(digest, each)
+        elif each.name.endswith((".py", ".pyc")):
+            digest.update(each.read_bytes())
 
 
 _DIGEST = _sources_digest()
@@ -90,16 +104,16 @@ def _named(function, name, **bindings):
 
 
 def _cached(compile, name):
-    """compile(cache=True), or compile(cache=False) where there is nowhere to keep it."""
+    """compile(cached=True), or compile(cached=False) where there is nowhere to keep it."""
     try:
-        return compile(cache=True)
+        return compile(cached=True)
     except (RuntimeError, OSError) as error:
-        # RuntimeError: Numba found no folder that it can write to. OSError: it found one,
-        # and writing failed. Either way this process compiles for itself.
+        # RuntimeError: Numba found no folder that it can write to, or it is not to be trusted.
+        # OSError: it found one, and writing failed. Either way this process compiles for itself.
         if isinstance(error, RuntimeError) and "cannot cache function" not in str(error):
             raise
         logger.info("%s is compiled without a cache: %s", name, error)
-        return compile(cache=False)
+        return compile(cached=False)
 
 
 class _Kernel:
@@ -116,7 +130,7 @@ class _Kernel:
             return self.compiled(*arguments)
         except OSError:
             # The folder could be written to when this process began, and cannot be now.
-            self.compiled = self._compile(cache=False)
+            self.compiled = self._compile(cached=False)
             return self.compiled(*arguments)
 
 
@@ -129,7 +143,15 @@ def kernel(function, name, parallel, **bindings):
     if config.DISABLE_JIT:
         return copy
     options = {"parallel": parallel, "no_cfunc_wrapper": True, **_OPTIONS}
-    return _Kernel(lambda cache: njit(cache=cache, **options)(copy), name)
+
+    def compile(cached):
+        compiled = njit(**options)(copy)
+        if cached:
+            # What cache=True does, with a cache of our own.
+            compiled._cache = KernelCache(copy)
+        return compiled
+
+    return _Kernel(compile, name)
 
 
 def c_function(function, name, signature, **bindings):
@@ -138,12 +160,29 @@ def c_function(function, name, signature, **bindings):
     bindings: globals of `function` that this compilation has to itself
     """
     copy = _named(function, name, **bindings)
-    return _cached(lambda cache: cfunc(signature, cache=cache, **_C_OPTIONS)(copy), name)
+
+    def compile(cached):
+        # What `numba.cfunc` does.
+        compiled: Any = CFunc(copy, sigutils.normalize_signature(signature), {}, dict(_C_OPTIONS))
+        if cached:
+            compiled._cache = KernelCache(copy)
+        compiled.compile()
+        return compiled
+
+    return _cached(compile, name)
 
 
 def cache_folder():
     """Where compiled code is kept, or None where it is compiled anew by every process."""
+    return None if why_not_kept() is not None else KernelCache(_sources_digest).cache_path
+
+
+def why_not_kept():
+    """Why compiled code is kept nowhere; None where it is."""
     if config.DISABLE_JIT:
-        return None
-    probe = kernel(_sources_digest, "probe", parallel=False)
-    return probe.compiled.stats.cache_path
+        return "NUMBA_DISABLE_JIT is set, and nothing is compiled"
+    try:
+        KernelCache(_sources_digest)
+    except (RuntimeError, OSError) as error:
+        return str(error)
+    return None

@@ -9,9 +9,13 @@ nor the request is lost.
 
 import ctypes
 import logging
-from collections import deque
+import os
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import count
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..cpu.compile import exact
 from ..renorm import RenormClipping
@@ -28,17 +32,60 @@ OPEN, ANSWERED, FAILED = range(3)
 # Interrupts in a row that a request waits out: so many do not come by chance.
 _MOST_INTERRUPTS = 1000
 
-_readers: list[Callable[[], float]] = []
+# Functions that return numbers, by the index that programs have of them. They live with their
+# layers; but a call that is not over yet may need one whose layer is gone, so the last ones that
+# were asked for are kept; and those that a compiled program has are kept for good.
+_readers: WeakValueDictionary[int, Callable[[], float]] = WeakValueDictionary()
+_indices: WeakKeyDictionary[Callable[[], float], int] = WeakKeyDictionary()
+_recent: OrderedDict[int, Callable[[], float]] = OrderedDict()
+_compiled: dict[int, Callable[[], float]] = {}
+# Of a thousand layers. No framework has so many calls under way.
+_MOST_RECENT = 3000
+_counter = count()
+_lock = threading.RLock()
+
+
+def _renew_lock():
+    """Another thread of the parent may have held it when it forked."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 # Errors of callbacks and their texts. Few: whoever asks, asks at once.
 _errors: deque[tuple[str, BaseException]] = deque(maxlen=16)
 
 
 def index_of(reader):
     """The number by which a program asks for what `reader` returns."""
-    # A program may outlive the layer that a reader belongs to.
-    if reader not in _readers:
-        _readers.append(reader)
-    return _readers.index(reader)
+    with _lock:
+        index = _indices.get(reader)
+        if index is None:
+            # Never one that was there before: whoever asks for what is gone gets an error.
+            index = next(_counter)
+            _readers[index] = reader
+            _indices[reader] = index
+        _recent[index] = reader
+        _recent.move_to_end(index)
+        if len(_recent) > _MOST_RECENT:
+            _recent.popitem(last=False)
+        return index
+
+
+def keep(readers):
+    """Keep readers for good, for a program that may outlive their layers."""
+    with _lock:
+        _compiled.update((index_of(reader), reader) for reader in readers)
+
+
+def _read(index):
+    reader = _readers.get(index)
+    if reader is None:
+        raise RuntimeError(
+            "the layer whose limits of renorm are to be read does not exist any more"
+        )
+    return float(reader())
 
 
 def answers(function):
@@ -121,7 +168,7 @@ def free(address):
 @answers
 def read_late(size, indices, numbers):
     """Read `size` numbers; the addresses are of their indices, and of the float32 they become."""
-    found = [float(_readers[index]()) for index in (ctypes.c_int64 * size).from_address(indices)]
+    found = [_read(index) for index in (ctypes.c_int64 * size).from_address(indices)]
     (ctypes.c_float * size).from_address(numbers)[:] = found
     return size
 

@@ -79,22 +79,45 @@ def address_of_text(text):
     return ctypes.addressof(buffer)
 
 
+# Why a framework does not call the kernels, by its name.
+_reasons: dict[str, str] = {}
+
+
 def calls_kernels(framework, run, refusals):
-    """Whether a framework calls the kernels, tried once.
+    """Whether a framework calls the kernels, tried once; `why_not` has the reason.
 
     run: a function of the operands and attributes of `normalize` that returns outputs
     refusals: the errors by which the framework says that it does not
     """
-    if config.DISABLE_JIT or ctypes.sizeof(ctypes.c_void_p) != 8:
-        return False
+    _reasons.pop(framework, None)
+    reason = _refusal(run, refusals)
+    if reason is None:
+        logger.info("%s calls the kernels", framework)
+        return True
+    _reasons[framework] = reason
+    logger.info("%s cannot call the kernels, so Python computes: %s", framework, reason)
+    return False
+
+
+def why_not(framework):
+    """Why a framework that was tried does not call the kernels; None where it does."""
+    return _reasons.get(framework)
+
+
+def _refusal(run, refusals):
+    if config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, and nothing is compiled"
+    if ctypes.sizeof(ctypes.c_void_p) != 8:
+        return "addresses have not 64 bits here"
     x = np.array([[1.0], [3.0]], np.float32)
     zeros = np.zeros(1, np.float32)
     try:
         outputs = run({"x": x, "moving_mean": zeros, "moving_variance": zeros}, IDENTITY)
-        return all(np.array_equal(output, x) for output in outputs)
+        if all(np.array_equal(output, x) for output in outputs):
+            return None
+        return "a call of theirs gave other numbers than it should have"
     except refusals as error:
-        logger.info("%s cannot call the kernels: %s", framework, error)
-        return False
+        return f"{type(error).__name__}: {error}"
 
 
 def _stay_alone():

@@ -137,7 +137,10 @@ class _Exchange:
         # Compiled at the end: the optimizer asks for the final variables.
         serialized.pop("compile_config", None)
         copy = keras.saving.deserialize_keras_object(
-            self._rewritten(serialized), custom_objects=self.custom_objects, safe_mode=False
+            self._rewritten(serialized),
+            custom_objects=self.custom_objects,
+            # Code in a configuration is executed where the layer has that code already.
+            safe_mode=not any(isinstance(each, keras.layers.Lambda) for each in _layers(layer)),
         )
         for each in copy._flatten_layers():
             self.limits(each)
@@ -184,6 +187,11 @@ def _names(layer: type) -> tuple[str, str]:
     if layer is _KERAS:
         return "keras.layers", "BatchNormalization"
     return layer.__module__, layer.__name__
+
+
+def _layers(layer: Any) -> list[Any]:
+    """A layer and all that are in it."""
+    return list(layer._flatten_layers())
 
 
 def _is_graph(layer: Any) -> bool:

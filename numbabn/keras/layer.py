@@ -11,6 +11,7 @@ from ..channels import STATISTICS
 from ..checks import FLOATS, check_epsilon, check_momentum
 from ..embedded.operations import Attributes
 from ..layout import Axis, channel_axes, plain_axis
+from .assignment import assign_all
 from .bridges import bridge_of
 from .clipping import Clipping
 from .functions import INFERENCE, TRAINING
@@ -223,8 +224,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             if self.renorm:
                 given |= self._clipping.inputs(bridge.in_graph)
             results = apply(bridge, TRAINING, given, attributes)
-            for name in names:
-                getattr(self, name).assign(results[name])
+            traced = bridge.is_traced(results[names[0]])
+            assign_all([getattr(self, n) for n in names], [results[n] for n in names], traced)
         else:
             given |= {name: getattr(self, name).value for name in STATISTICS[:2]}
             results = apply(bridge, INFERENCE, given, attributes)

@@ -98,10 +98,11 @@ def test_shapes_are_looked_up_once(monkeypatch):
         expected = (x - mean) / tf.sqrt(variance + 2e-3) + 1
         np.testing.assert_allclose(run(x), expected, 1e-5, 1e-5)
     assert made == [(2, 4, 3), (2, 5, 3), (2, 0, 3)]
-    monkeypatch.setattr(records, "MOST_RECORDS", 0)
-    for _ in range(2):
-        assert run(tf.ones((7, 3))).shape == (7, 3)
-    assert made[3:] == [(2, 7, 3), (2, 7, 3)]
+    monkeypatch.setattr(records, "MOST_RECORDS", 3)
+    for size in (7, 7, 4, 5, 7):
+        # With the fourth shape all are made anew.
+        assert run(tf.ones((size, 3))).shape == (size, 3)
+    assert made[3:] == [(2, 7, 3), (2, 4, 3), (2, 5, 3)]
 
 
 def test_retracing(batch):

@@ -11,7 +11,7 @@ TensorFlow lends C functions no threads: tasks go to those of `embedded.pool`.
 The operations are those of `embedded.operations`.
 """
 
-from .calls import call, context_of, is_available, serves
+from .calls import call, context_of, is_available, serves, why_unavailable
 from .operator import OPERATOR
 
-__all__ = ["OPERATOR", "call", "context_of", "is_available", "serves"]
+__all__ = ["OPERATOR", "call", "context_of", "is_available", "serves", "why_unavailable"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 
 import tensorflow as tf
 
 from .. import callbacks
 from ..operations import MASK, NORMALIZE, OPERANDS, read_dtype, result_dtype, run_of
-from ..process import calls_kernels
+from ..process import calls_kernels, why_not
 from . import operator, records
+
+logger = logging.getLogger("numbabn")
+_FRAMEWORK = "TensorFlow"
 
 
 def call(operation, inputs, readers, attributes, wanted, context=None):
@@ -26,6 +30,9 @@ def call(operation, inputs, readers, attributes, wanted, context=None):
     tensors = {name: _operand(name, value) for name, value in given.items()}
     operands = tuple((name, tensor.dtype.name) for name, tensor in tensors.items())
     late = tuple((name, callbacks.index_of(read)) for name, read in readers.items())
+    if not tf.executing_eagerly():
+        # A graph may outlive everything in Python.
+        callbacks.keep(readers.values())
     spec = records.Spec(run, attributes, operands, late, results, context)
     label = f"numbabn_{operation}_is_not_for_XLA_so_use_jit_compile_False"
     outputs = _run(spec, list(tensors.values()), label)
@@ -48,7 +55,20 @@ def serves(operation, inputs, attributes):
         return True
     rank = inputs[operation.operands[0]].shape.rank
     axes = sorted(each % rank for each in attributes.axis)
-    return axes == list(range(axes[0], axes[0] + len(axes)))
+    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+    if not adjacent:
+        _tell_of_axes(attributes.axis)
+    return adjacent
+
+
+# Once for a list of axes, of which there are few.
+@lru_cache(maxsize=64)
+def _tell_of_axes(axis):
+    logger.info(
+        "TensorFlow does not call the kernels for axis=%s, so Python computes: other axes lie "
+        "between those of the channels",
+        list(axis),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +77,12 @@ def is_available():
     # AttributeError, OSError: another TensorFlow, without that C API. The others: it has the API,
     # and refuses.
     refusals = (AttributeError, ImportError, OSError, RuntimeError, tf.errors.OpError)
-    return calls_kernels("TensorFlow", _try, refusals)
+    return calls_kernels(_FRAMEWORK, _try, refusals)
+
+
+def why_unavailable():
+    """Why TensorFlow does not call the kernels; None where it does."""
+    return None if is_available() else why_not(_FRAMEWORK)
 
 
 def _try(inputs, attributes):
@@ -85,7 +110,8 @@ def _run(spec, inputs, label):
     # What TensorFlow's own generated wrappers of operators are made of.
     from tensorflow.python.eager import context, execute
 
-    index = records.index_of(spec)
+    # Until the call is over: of an eager call nothing else may hold on to the spec.
+    index = records.index_of(spec, keep=not tf.executing_eagerly())
     operands = dict(spec.operands)
     dtypes = [tf.as_dtype(result_dtype(name, operands)) for name in spec.results]
     types = [tensor.dtype.as_datatype_enum for tensor in inputs]

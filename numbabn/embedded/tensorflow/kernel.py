@@ -4,7 +4,7 @@ import numpy as np
 
 from ...cpu.compile import exact
 from .. import callbacks, execution, pool, table
-from ..jobs import load
+from ..jobs import add, load
 from ..memory import (
     BUFFER,
     DATA,
@@ -26,9 +26,9 @@ TABLE = Table(
 )
 _AT, _entry = TABLE.at, TABLE.entry
 
-# The state of a kernel is that of its spec, in words: the newest of its records, or 0, and which
-# spec it is.
-NEWEST, INDEX, STATE = range(3)
+# The state of a kernel is that of its spec, in words: the newest of its records, or 0, which spec
+# it is, and how many calls there are at this moment, which may be reading records.
+NEWEST, INDEX, CALLS, STATE = range(4)
 
 # A record, in words: the record before, or 0; whether it was made for one call, which frees it;
 # then how many words each of its parts has: the shapes of the inputs, the indices of numbers that
@@ -76,11 +76,14 @@ def compute(state, context):
         c_api.fail_call(context, FAILED_PRECONDITION, table.entry(table.AT.not_loaded))
         return
     inputs = c_api.inputs_of(context)
+    # From before records are looked at until after: nobody frees them meanwhile.
+    add(state + 8 * CALLS, 1)
     record = _record_of(state, context, c_api.signature_of(inputs))
     if record != 0:
         _run(record, context, inputs)
         if words(record, HEAD)[ONCE] != 0:
             call(table.entry(table.AT.free), (record,))
+    add(state + 8 * CALLS, -1)
     c_api.delete_tensors(inputs)
 
 

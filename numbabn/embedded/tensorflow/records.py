@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import tensorflow as tf
@@ -19,9 +24,13 @@ from ..operations import Attributes, Shaped, result_dtype, result_shape
 from ..plans import geometry_of, make_plan
 from . import kernel
 
-# A record takes half a kilobyte. Whoever has more shapes than this waits for Python at each new
-# call, some 100 µs, and it is forgotten.
-MOST_RECORDS = 1000
+# Of one spec. A record takes half a kilobyte, and a call looks through all of them: through so many
+# for some 10 µs, a tenth of what it takes to make one. One more, and they are all made anew.
+MOST_RECORDS = 256
+# Specs of eager calls that nothing refers to. Graphs keep theirs for good, and gradient tapes as
+# long as they need them. Large models have a few hundred, one for each layer with limits of its own
+# and a few for all others; more come only where momentum or the like changes from step to step.
+MOST_SPECS = 1024
 
 
 class Spec(NamedTuple):
@@ -42,51 +51,134 @@ class Spec(NamedTuple):
     context: Any
 
 
-class _Entry:
-    """A spec, the state of its kernels, and its records, which live as long as the process."""
+# Numbers of specs that are gone.
+_unused: deque[int] = deque()
 
-    def __init__(self, spec: Spec, index: int) -> None:
+
+class _Entry:
+    """A spec, the state of its kernels, and its records.
+
+    TensorFlow keeps kernels, and with them the state: when the spec is gone, the next one takes
+    over its index, its state and what kernels there are.
+    """
+
+    def __init__(self, spec: Spec, index: int, state: np.ndarray[Any, Any]) -> None:
         self.spec = spec
-        self.state = np.zeros(kernel.STATE, np.int64)
-        self.state[kernel.INDEX] = index
+        self.index = index
+        self.state = state
         self.records: dict[bytes, np.ndarray[Any, Any]] = {}
+        # Records that are to be freed as soon as no call can be reading them.
+        self.retired: list[np.ndarray[Any, Any]] = []
 
     def record_for(self, signature: np.ndarray[Any, Any]) -> int:
-        """The address of the record for inputs of these shapes."""
+        """The address of the record for inputs of these shapes; asked for by one call."""
         key = signature.tobytes()
+        if self.state[kernel.CALLS] <= 1:
+            # The call that asks has found none.
+            self.retired.clear()
         if key not in self.records:
             record = _make_record(self.spec, signature)
             if len(self.records) >= MOST_RECORDS:
-                return _copy_once(record)
+                if self.retired:
+                    return _copy_once(record)
+                self.forget()
             publish = _publisher().ctypes
             self.records[key] = record
             publish(self.state.ctypes.data, record.ctypes.data)
         return self.records[key].ctypes.data
 
+    def forget(self) -> None:
+        """Retire all records."""
+        _forgetter().ctypes(self.state.ctypes.data)
+        self.retired.extend(self.records.values())
+        self.records.clear()
 
-_entries: list[_Entry] = []
-_indices: dict[Spec, int] = {}
+    def __del__(self, unused: deque[int] = _unused, newest: int = kernel.NEWEST) -> None:
+        # No call is under way: its Index would hold on to this. (Python may have let go of this
+        # module already, hence the defaults.)
+        self.state[newest] = 0
+        unused.append(self.index)
+
+
+class Index(int):
+    """The number of a spec, which exists for as long as this does."""
+
+    entry: _Entry
+
+
+# By their numbers. States stay where they are for good.
+_entries: list[Callable[[], _Entry | None]] = []
+_states: list[np.ndarray[Any, Any]] = []
+_by_spec: WeakValueDictionary[Spec, _Entry] = WeakValueDictionary()
+_recent: OrderedDict[Spec, _Entry] = OrderedDict()
+_kept: dict[Spec, _Entry] = {}
 _lock = threading.RLock()
 
 
-def index_of(spec: Spec) -> int:
-    """The number of a spec, by which graphs refer to it."""
+def _renew_lock() -> None:
+    """Another thread of the parent may have held it when it forked."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def index_of(spec: Spec, keep: bool) -> Index:
+    """The number of a spec, by which calls refer to it.
+
+    keep: whether it is for a graph, which refers to it for longer than anyone knows
+    """
     with _lock:
-        if spec not in _indices:
-            _entries.append(_Entry(spec, len(_entries)))
-            _indices[spec] = len(_entries) - 1
-        return _indices[spec]
+        entry = _by_spec.get(spec)
+        if entry is None:
+            entry = _new_entry(spec)
+        if keep:
+            _kept[spec] = entry
+            _recent.pop(spec, None)
+        elif spec not in _kept:
+            _recent[spec] = entry
+            _recent.move_to_end(spec)
+            if len(_recent) > MOST_SPECS:
+                _recent.popitem(last=False)
+        index = Index(entry.index)
+        index.entry = entry
+        return index
+
+
+def _new_entry(spec: Spec) -> _Entry:
+    if _unused:
+        number = _unused.popleft()
+    else:
+        number = len(_states)
+        _states.append(np.zeros(kernel.STATE, np.int64))
+        _states[number][kernel.INDEX] = number
+        _entries.append(lambda: None)
+    entry = _Entry(spec, number, _states[number])
+    _entries[number] = weakref.ref(entry)
+    _by_spec[spec] = entry
+    return entry
+
+
+def entry_of(index: int) -> _Entry | None:
+    """What there is of a number; None where there is nothing."""
+    return _entries[index]() if 0 <= index < len(_entries) else None
 
 
 def spec_of(index: int) -> Spec:
     """The spec of this number."""
-    return _entries[index].spec
+    entry = entry_of(index)
+    if entry is None:
+        raise LookupError(f"this process has no spec {index}")
+    return entry.spec
 
 
 @callbacks.answers
 def find_state(index, *_):
     """The address of the state of a spec's kernels; 0 where this process has no such spec."""
-    return _entries[index].state.ctypes.data if 0 <= index < len(_entries) else 0
+    entry = entry_of(index)
+    return 0 if entry is None else entry.state.ctypes.data
 
 
 @callbacks.answers
@@ -94,7 +186,10 @@ def make_record(index, size, shapes):
     """The address of a record for a spec and shapes, `size` words at an address."""
     signature = np.array((ctypes.c_int64 * size).from_address(shapes), np.int64)
     with _lock:
-        return _entries[index].record_for(signature)
+        entry = entry_of(index)
+        if entry is None:
+            raise LookupError(f"this process has no spec {index}")
+        return entry.record_for(signature)
 
 
 def _publish_record(state, record):
@@ -104,10 +199,21 @@ def _publish_record(state, record):
     add(state + 8 * kernel.NEWEST, record - newest)
 
 
+def _forget_records(state):
+    """Have a state without records. Other threads may be reading, and go on with what they read."""
+    newest = load(state + 8 * kernel.NEWEST)
+    add(state + 8 * kernel.NEWEST, -newest)
+
+
 @lru_cache(maxsize=1)
 def _publisher():
     signature = types.void(types.int64, types.int64)
     return c_function(_publish_record, "numbabn_publish_record", signature)
+
+
+@lru_cache(maxsize=1)
+def _forgetter():
+    return c_function(_forget_records, "numbabn_forget_records", types.void(types.int64))
 
 
 def _copy_once(record: np.ndarray[Any, Any]) -> int:

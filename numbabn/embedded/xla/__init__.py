@@ -11,7 +11,7 @@ The operations are those of `embedded.operations`. What a forward keeps, (6, cha
 as its bits, (6, channels, 2) uint32: JAX has no float64 unless it is told to.
 """
 
-from .calls import call, is_available, read_numbers
+from .calls import call, is_available, read_numbers, why_unavailable
 from .sharding import vary_alike
 
-__all__ = ["call", "is_available", "read_numbers", "vary_alike"]
+__all__ = ["call", "is_available", "read_numbers", "vary_alike", "why_unavailable"]

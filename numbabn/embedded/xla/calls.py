@@ -22,7 +22,7 @@ from ..operations import (
     run_of,
 )
 from ..plans import geometry_of, make_plan
-from ..process import calls_kernels
+from ..process import calls_kernels, why_not
 from .handlers import targets
 from .sharding import varying
 
@@ -30,6 +30,8 @@ from .sharding import varying
 # time (M_MMAP_THRESHOLD_MAX), and those page faults cost more than the copy that XLA makes
 # of an input that is still needed. Below it, only an input that is not needed would pay.
 LEAST_ALIASED = 32 * 1024 * 1024
+
+_FRAMEWORK = "XLA"
 
 
 def call(operation, inputs, attributes, wanted):
@@ -67,7 +69,11 @@ def read_numbers(readers):
     """
     indices = np.array([callbacks.index_of(reader) for reader in readers], np.int64)
     result = jax.ShapeDtypeStruct(indices.shape, np.float32)
-    return jax.ffi.ffi_call(targets().read, result, vmap_method="sequential")(indices=indices)
+    numbers = jax.ffi.ffi_call(targets().read, result, vmap_method="sequential")(indices=indices)
+    if isinstance(numbers, jax.core.Tracer):
+        # A program that is compiled may outlive everything in Python.
+        callbacks.keep(readers)
+    return numbers
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +81,12 @@ def is_available():
     """Whether JAX, on the CPU, calls the handler: both must be made for the same interface."""
     # AttributeError: another jax. RuntimeError: another jaxlib, whose XLA refuses the handler,
     # or no CPU backend.
-    return calls_kernels("XLA", _try, (AttributeError, NotImplementedError, RuntimeError))
+    return calls_kernels(_FRAMEWORK, _try, (AttributeError, NotImplementedError, RuntimeError))
+
+
+def why_unavailable():
+    """Why JAX, on the CPU, does not call the handler; None where it does."""
+    return None if is_available() else why_not(_FRAMEWORK)
 
 
 def _try(inputs, attributes):

@@ -9,6 +9,10 @@ under its name in `COMPUTE`, in compiled programs by `numbabn.embedded`. Each is
         `results` maps the names of its results, those in `wanted`, to tensors.
     in_graph(tensor) -> bool
         whether a graph is being traced that may change what `tensor` holds.
+    is_traced(tensor) -> bool
+        whether `tensor`, a result, stands in a computation that is traced, and has no value yet.
+    paths() -> dict
+        what computes, and why, by the place that tensors are in; see `numbabn.keras.details`.
     SUPPORTS_JIT
         whether `run` may be in a function that is compiled by XLA.
     WIRING

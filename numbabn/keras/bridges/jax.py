@@ -41,6 +41,11 @@ def run(
     late = tuple((name, value) for name, value in inputs.items() if isinstance(value, Late))
     tensors = {name: value for name, value in inputs.items() if not isinstance(value, Late)}
     paths = jax.default_backend(), xla.is_available(), device_is_available()
+    if late and paths[:2] == ("cpu", True):
+        # Outside of what is kept, which then serves every layer.
+        numbers = xla.read_numbers([value.read for _, value in late])
+        tensors |= {name: numbers[i] for i, (name, _) in enumerate(late)}
+        late = ()
     results: Tensors = _traced(operation, attributes, wanted, late, paths)(tensors)
     return results
 
@@ -134,6 +139,26 @@ def _rounded(bits: Any) -> Any:
 def in_graph(tensor: Any) -> bool:
     """Whether a graph is being traced that may change what `tensor` holds."""
     return isinstance(tensor, jax.core.Tracer)
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced."""
+    return isinstance(tensor, jax.core.Tracer)
+
+
+def paths() -> dict[str, str]:
+    """What computes, and why, by the place that tensors are in."""
+    reason = xla.why_unavailable()
+    python = "Python, over copies on the host, by pure_callback"
+    return {
+        "CPU": f"{python}: {reason}"
+        if reason is not None
+        else "XLA calls the kernels, by a handler",
+        "CUDA": "Python launches the kernels on XLA's stream, by buffer_callback"
+        if device_is_available()
+        else f"{python}: numba-cuda, or jax.experimental.buffer_callback, is not installed",
+        "other devices": f"{python}: there are no kernels for them",
+    }
 
 
 def _call(

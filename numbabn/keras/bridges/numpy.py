@@ -26,3 +26,17 @@ def run(
 def in_graph(tensor: Any) -> bool:
     """Whether a graph is being traced that may change what `tensor` holds: never here."""
     return False
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced: never here."""
+    return False
+
+
+def paths() -> dict[str, str]:
+    """What computes, and why, by the place that tensors are in."""
+    return {
+        "CPU": "Python calls the kernels over NumPy's own arrays",
+        "CUDA": "nothing: NumPy has no arrays there",
+        "other devices": "nothing: NumPy has no arrays there",
+    }

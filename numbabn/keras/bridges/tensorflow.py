@@ -60,6 +60,25 @@ def in_graph(tensor: Any) -> bool:
     return not tf.executing_eagerly()
 
 
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced."""
+    return not tf.executing_eagerly()
+
+
+def paths() -> dict[str, str]:
+    """What computes, and why, by the place that tensors are in."""
+    reason = compiled.why_unavailable()
+    python = "Python, over tensors' own memory, and in graphs by tf.numpy_function"
+    return {
+        "CPU": f"{python}: {reason}"
+        if reason is not None
+        else "TensorFlow calls the kernels, by an operator; for channel axes with others between "
+        f"them {python}",
+        "CUDA": "the same, over copies on the host: there is no operator for that device",
+        "other devices": "the same, over copies on the host: there is no operator for them",
+    }
+
+
 # For gradients
 
 

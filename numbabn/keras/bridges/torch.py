@@ -11,6 +11,7 @@ import torch
 from ml_dtypes import bfloat16
 
 from ...channels import D, R
+from ...cuda.availability import why_unavailable
 from ...embedded.operations import Operation, Shaped
 from ..compute import COMPUTE, Compute, Wanted
 from . import read_late
@@ -155,3 +156,21 @@ def _tensor(array: Any) -> Any:
 def in_graph(tensor: Any) -> bool:
     """Whether a graph is being traced that may change what `tensor` holds: never here."""
     return False
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether `tensor` stands in a computation that is traced."""
+    return torch.compiler.is_dynamo_compiling()
+
+
+def paths() -> dict[str, str]:
+    """What computes, and why, by the place that tensors are in."""
+    reason = why_unavailable()
+    return {
+        "CPU": "Python calls the kernels over torch's own memory; torch.compile breaks its graph "
+        "there",
+        "CUDA": f"nothing: {reason}"
+        if reason is not None
+        else "Python launches the kernels on torch's stream, over its own memory",
+        "other devices": "nothing: there are no kernels for them",
+    }
