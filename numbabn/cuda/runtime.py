@@ -7,6 +7,7 @@ kept up. Nothing here is imported before a device array comes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -33,8 +34,26 @@ def _with_row_stack() -> Iterator[None]:
         del namespace.row_stack
 
 
+@contextmanager
+def _with_generic_nat() -> Iterator[None]:
+    """NumPy 2.5 warns of what numba-cuda 0.30 asks of it on import, a NaT without a unit.
+
+    The one warning of the one module: where a program turns warnings into errors, numba-cuda
+    could not be imported at all.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore",
+            message="The 'generic' unit for NumPy timedelta is deprecated",
+            category=DeprecationWarning,
+            module=r"numba\.cuda\.np\.npdatetime_helpers",
+        )
+        yield
+
+
 def _import() -> ModuleType:
-    from numba import cuda
+    with _with_generic_nat():
+        from numba import cuda
 
     if not SIMULATED:
         # The module that asks for it; otherwise the first compilation imports it.

@@ -21,6 +21,36 @@ def test_numpy_without_row_stack():
     assert run_python(WITHOUT_ROW_STACK, NUMBA_ENABLE_CUDASIM="0") == "True False\n"
 
 
+WITH_A_WARNING = """
+import warnings
+import numpy as np
+
+timedelta64 = np.timedelta64
+
+def warning(value, *unit):
+    if value == "nat" and not unit:
+        text = "The 'generic' unit for NumPy timedelta is deprecated, and will raise an error"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+    return timedelta64(value, *unit)
+
+np.timedelta64 = warning
+warnings.simplefilter("error")
+before = list(warnings.filters)
+try:
+    from numbabn.cuda import runtime
+finally:
+    np.timedelta64 = timedelta64
+print(runtime.SIMULATED, warnings.filters == before)
+"""
+
+
+@pytest.mark.parametrize("simulated", ["0", "1"])
+def test_numpy_that_warns_of_a_generic_unit(simulated):
+    """NumPy 2.5 does, and numba-cuda 0.30 asks for one when it is imported."""
+    said = run_python(WITH_A_WARNING, NUMBA_ENABLE_CUDASIM=simulated)
+    assert said == f"{simulated == '1'} True\n"
+
+
 WITHOUT_DEVICE = """
 from types import SimpleNamespace
 import numbabn

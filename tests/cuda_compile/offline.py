@@ -16,11 +16,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from numba.cuda import codegen
-from numba.cuda.cudadrv import driver
-
 from numbabn.cuda import compile
 from numbabn.cuda.compile import Variant, variants
+from numbabn.cuda.runtime import cuda
+
+# By way of the door: numba-cuda cannot be imported just so where warnings are errors.
+codegen, driver = cuda.codegen, cuda.cudadrv.driver
 
 # The oldest that the newest CUDA compiles for, and those of A100, H100 and B200.
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
