@@ -2,10 +2,10 @@
 
     python -m benchmarks.device_calls [--against FOLDER]
 
-No device is needed: kernels are stand-ins that take their arguments as cuda-core's launch does, and
-arrays are torch's on the CPU, taken for arrays on a device. What is left is what numbabn does on the
-host for each call: checking, describing, allocating, and handing kernels over. Beside the times
-stand the launches of a call, and the pieces of memory that it asks torch for.
+No device is needed: kernels are stand-ins that take their arguments as cuda-core's launch does,
+and arrays are torch's on the CPU, taken for arrays on a device. What is left is what numbabn does
+on the host for each call: checking, describing, allocating, and handing kernels over. Beside the
+times stand the launches of a call, and the pieces of memory that it asks torch for.
 
 With --against, the sources in another folder are measured too, in turns with these, each turn in a
 process of its own.
@@ -62,6 +62,8 @@ class FakeDevice:
         for name in ("numbabn.arrays", "numbabn.arrays.device", "numbabn.targets"):
             module: Any = import_module(name)
             module.is_on_device = lambda array: isinstance(array, torch.Tensor)
+        library: Any = import_module("numbabn.arrays.torch").Torch
+        library.owns = lambda _, array: isinstance(array, torch.Tensor)
 
     def calls(self) -> dict[str, Callable[[], Any]]:
         """What is timed, by name."""
@@ -131,10 +133,10 @@ def measure() -> dict[str, Any]:
 def in_process(folder: str) -> Any:
     """`measure` of the sources in a folder, by this program."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, str(common.ROOT)])}
-    program = "import json; from benchmarks import device_calls; print(json.dumps(device_calls.measure()))"
+    program = "from benchmarks import device_calls as d; print(d.json.dumps(d.measure()))"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True,
-        check=True,
+        [sys.executable, "-c", program],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 

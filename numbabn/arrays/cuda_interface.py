@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..cuda.runtime import SIMULATED, cuda, on
-from . import c_steps
+from . import c_steps, is_on_device
 from .cupy import CUPY
-from .device import DeviceArray, DType, OnDevice, dtype_of
+from .device import DeviceArray, Form, OnDevice, dtype_of, form_of
 from .torch import TORCH
 
 
@@ -22,17 +22,14 @@ class Interface(OnDevice):
     name = "interface"
 
     def owns(self, array: Any) -> bool:
-        return not (TORCH.owns(array) or CUPY.owns(array))
+        return is_on_device(array) and not (TORCH.owns(array) or CUPY.owns(array))
 
     @property
     def _kind(self) -> str:
         return "an array with the CUDA array interface"
 
-    def read(self, array: Any) -> DeviceArray:
-        # Simulated device arrays have the host's interface.
-        interface = getattr(array, "__cuda_array_interface__", None)
-        if interface is None:
-            interface = array._ary.__array_interface__
+    def read(self, array: Any, like: DeviceArray | None = None) -> DeviceArray:
+        interface = _interface_of(array)
         if interface.get("mask") is not None:
             raise TypeError("an array with a mask of its own cannot be read: pass it as mask=")
         dtype = dtype_of(interface["typestr"])
@@ -41,26 +38,27 @@ class Interface(OnDevice):
         if strides is None:
             strides = tuple(step * dtype.itemsize for step in c_steps(shape))
         address = interface["data"][0] or 0
+        stream = interface.get("stream") or 0
         return DeviceArray(
             address,
-            shape,
-            tuple(strides),
-            dtype,
+            form_of(shape, tuple(strides), dtype),
             _device_of(array, address),
-            interface.get("stream") or 0,
+            stream if like is None else like.stream,
             self,
             array,
             bool(interface["data"][1]),
         )
 
-    def allocate(
-        self, shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
-    ) -> Any:
-        strides = tuple(step * dtype.itemsize for step in steps)
+    def address(self, array: Any) -> int:
+        return _interface_of(array)["data"][0] or 0
+
+    def allocate(self, form: Form, like: DeviceArray) -> Any:
         with on(like.device):
             # The interface of a result names the stream that it is made on.
             stream = cuda.external_stream(like.stream) if like.stream else 0
-            return cuda.device_array(shape, dtype.on_host, strides=strides, stream=stream)
+            return cuda.device_array(
+                form.shape, form.dtype.on_host, strides=form.strides, stream=stream
+            )
 
     def view(self, array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
         itemsize = array.dtype.itemsize
@@ -78,6 +76,12 @@ class Interface(OnDevice):
     def from_host(self, array: Any, device: Any) -> Any:
         with on(device):
             return cuda.to_device(np.ascontiguousarray(array))
+
+
+def _interface_of(array: Any) -> dict[str, Any]:
+    interface = getattr(array, "__cuda_array_interface__", None)
+    # Simulated device arrays have the host's.
+    return array._ary.__array_interface__ if interface is None else interface
 
 
 def _reach(shape: tuple[int, ...], steps: tuple[int, ...]) -> int:

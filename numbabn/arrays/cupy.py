@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from math import prod
 from typing import Any
 
-from .device import DeviceArray, DType, OnDevice, dtype_of
+from .device import DeviceArray, Form, OnDevice, described_as, dtype_of, form_of
 
 
 class CuPy(OnDevice):
@@ -18,27 +17,24 @@ class CuPy(OnDevice):
         cupy = sys.modules.get("cupy")
         return cupy is not None and isinstance(array, cupy.ndarray)
 
-    def read(self, array: Any) -> DeviceArray:
-        stream = sys.modules["cupy"].cuda.get_current_stream(array.device.id).ptr
-        return DeviceArray(
-            array.data.ptr,
-            array.shape,
-            array.strides,
-            dtype_of(array.dtype),
-            array.device.id,
-            stream,
-            self,
-            array,
-        )
+    def read(self, array: Any, like: DeviceArray | None = None) -> DeviceArray:
+        device = array.device.id
+        if like is None:
+            stream = sys.modules["cupy"].cuda.get_current_stream(device).ptr
+        else:
+            stream = like.stream
+        form = form_of(array.shape, array.strides, dtype_of(array.dtype))
+        return described_as(array.data.ptr, form, device, stream, self, array)
 
-    def allocate(
-        self, shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
-    ) -> Any:
+    def address(self, array: Any) -> int:
+        return array.data.ptr
+
+    def allocate(self, form: Form, like: DeviceArray) -> Any:
         cupy = sys.modules["cupy"]
-        wanted = like.owner.dtype if dtype == like.dtype else dtype.on_host
+        wanted = like.owner.dtype if form.dtype == like.dtype else form.dtype.on_host
         with cupy.cuda.Device(like.device):
-            memory = cupy.empty(prod(shape), wanted)
-        return self.view(memory, shape, steps, 0)
+            memory = cupy.empty(form.size, wanted)
+        return cupy.ndarray(form.shape, wanted, memory.data, form.strides)
 
     def view(self, array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
         strides = tuple(step * array.itemsize for step in steps)

@@ -88,7 +88,10 @@ _CUT, _FOLD = (
     for each in (partition.Partition, folds.Fold)
 )
 
-_CORRECTION = types.NamedTuple((_DOUBLE, _INT, _DOUBLE, _DOUBLE, _DOUBLE), folds.Correction)
+_CORRECTION = types.NamedTuple(
+    tuple(_INT if name == "way" else _DOUBLE for name in folds.Correction._fields),
+    folds.Correction,
+)
 
 
 def _parameters(count: int) -> tuple[Any, Any]:
@@ -113,13 +116,14 @@ def _chunk(kernel: str, vector: int, mask: str) -> int:
 
 @cache
 def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Variant:
-    """A kernel over elements: statistics, normalize, gradient_sums or gradient."""
+    """A kernel over elements: statistics, normalize, normalize_given, gradient_sums or gradient."""
     element, compute = types.CPointer(_ELEMENTS[dtype]), types.CPointer(_compute(dtype))
     signature = {
-        "statistics": (element, _BYTES, _STEPS, _CUT, compute),
-        "normalize": (element, compute, _CUT, element),
-        "gradient_sums": (element, element, _DOUBLES, _CUT, compute),
-        "gradient": (element, element, _BYTES, _STEPS, compute, _CUT, element),
+        "statistics": (element, _BYTES, compute, _STEPS, _CUT),
+        "normalize": (element, compute, element, _CUT),
+        "normalize_given": (element, element, _DOUBLE, *_parameters(4), _CUT),
+        "gradient_sums": (element, element, _DOUBLES, compute, _CUT),
+        "gradient": (element, element, _BYTES, compute, element, _STEPS, _CUT),
     }[kernel]
     vectorized = layout != "scalar"
     vector = vector_of(dtype) if vectorized else 1
@@ -127,6 +131,7 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
     name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
     chunk = _chunk(kernel, vector, mask)
     compute_type = np.float64 if dtype == "float64" else np.float32
+    words = 4 if vectorized else 2 if dtype == "float64" else 1
     constants = {
         **element_functions(compute_type),
         "THREADS": THREADS,
@@ -136,14 +141,23 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "CHUNK": chunk,
         "VALUES": chunk * vector,
         "SHARED": lanes * THREADS,
+        "OWN": 3 * lanes,
+        "WORDS": words,
+        "FETCHED": chunk * words,
         # Without a mask of their own, a thread's columns have the same number of elements.
         "NUMBERS": lanes if mask == "elements" else 1,
         "MASK": MASKS[mask],
         "load": elements.load_vector if vectorized else elements.load_scalar,
+        "fetch": elements.fetch_vector if vectorized else elements.fetch_scalar,
+        "widen": elements.widen_vector if vectorized else elements.widen_scalar,
         "store": elements.store_vector if vectorized else elements.store_scalar,
+        "read": elements.parameter if dtype == "float64" else elements.narrow_parameter,
     }
-    absorb = device_function(bound(kernels.absorb, f"absorb_{name}", **constants))
-    function = bound(getattr(kernels, kernel), name, absorb=absorb, **constants)
+    constants |= {
+        each: device_function(bound(getattr(kernels, each), f"{each}_{name}", **constants))
+        for each in ("absorb", "apply")
+    }
+    function = bound(getattr(kernels, kernel), name, **constants)
     doubles = -1 if dtype == "float64" else 0
     return Variant(
         name, function, types.void(*signature), dtype, vectorized, THREADS,
@@ -157,16 +171,16 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
     compute = types.CPointer(_compute(dtype))
     signature = {
         "fold_forward": (
-            compute, _FOLD, *_parameters(4), _CORRECTION, _DOUBLES, compute,
+            compute, _DOUBLES, compute, types.UniTuple(_BYTES, 4), types.UniTuple(_BYTES, 10),
+            _CORRECTION, _integers(5), _FOLD,
         ),
-        "fold_backward": (compute, _FOLD, _DOUBLES, _INT, _DOUBLE, compute, compute),
-        "given_coefficients": (*_parameters(4), _DOUBLE, _INT, compute),
-        "move_statistics": (
-            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, *(types.UniTuple(compute, 5),) * 2,
+        "fold_backward": (compute, _DOUBLES, compute, compute, _DOUBLE, _INT, _FOLD),
+        "given_coefficients": (compute, _DOUBLE, *_parameters(4), _INT),
+        "given_statistics": (_DOUBLES, *_parameters(3), _INT),
+        "merge_statistics": (_DOUBLES, *_parameters(6), _INT),
+        "renorm_corrections": (
+            _DOUBLES, types.UniTuple(_BYTES, 4), _CORRECTION, _integers(4), _INT,
         ),
-        "given_statistics": (*_parameters(3), _INT, _DOUBLES),
-        "merge_statistics": (*_parameters(6), _INT, _DOUBLES),
-        "renorm_corrections": (*_parameters(4), _CORRECTION, _INT, _DOUBLES),
     }[kernel]  # fmt: skip
     name = f"{kernel}_{dtype}"
     function = bound(
@@ -184,7 +198,7 @@ def word_kernel(kernel: str, size: int) -> Variant:
     word, axes = types.CPointer(_WORDS[size]), _integers(copies.AXES)
     signature = {
         "copy": (word, word, _integers(2), axes, axes, axes, _INT),
-        "bytes_on": (word, _INT, _BYTES, _integers(2), axes, axes, axes, _INT),
+        "bytes_on": (word, _BYTES, _INT, _integers(2), axes, axes, axes, _INT),
     }[kernel]
     name = f"{kernel}_{8 * size}"
     return _simple(name, bound(getattr(copies, kernel), name), signature)
@@ -199,14 +213,16 @@ def variants() -> Iterator[Variant]:
     """All of them."""
     for dtype in DTYPES:
         for layout in LAYOUTS:
-            for kernel in ("statistics", "normalize", "gradient_sums", "gradient"):
+            for kernel in (
+                "statistics", "normalize", "normalize_given", "gradient_sums", "gradient",
+            ):  # fmt: skip
                 yield element_kernel(kernel, dtype, layout)
             for kernel in ("statistics", "gradient"):
                 if layout != "runs":
                     yield element_kernel(kernel, dtype, layout, "rows")
                 yield element_kernel(kernel, dtype, layout, "elements")
     for dtype in ("float32", "float64"):
-        for kernel in ("fold_forward", "fold_backward", "given_coefficients", "move_statistics"):
+        for kernel in ("fold_forward", "fold_backward", "given_coefficients"):
             yield channel_kernel(kernel, dtype)
     for kernel in ("given_statistics", "merge_statistics", "renorm_corrections"):
         yield channel_kernel(kernel, "float64")

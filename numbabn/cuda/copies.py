@@ -32,7 +32,7 @@ def copy(source, target, starts, sizes, source_steps, target_steps, total):
         target[there] = source[here]
 
 
-def bytes_on(source, keep, target, starts, sizes, source_steps, target_steps, total):
+def bytes_on(source, target, keep, starts, sizes, source_steps, target_steps, total):
     """target[...] = 1 where source has a bit of `keep`, else 0.
 
     keep    an integer: all bits, or for floats all but the sign's, since −0 is 0

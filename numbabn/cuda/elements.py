@@ -56,6 +56,48 @@ def load_vector(memory, address, values, first):
         load_scalar(memory, address + lane, values, first + lane)
 
 
+def fetch_scalar(memory, address, words, first):
+    """The element at `address` as it is, in one word of `words` or, of 8 bytes, two.
+
+    What is fetched is not touched before `widen`: several fetches are under way at a time only
+    where nothing in between waits for one of them.
+
+    words: (n,) uint32, in registers
+    """
+    _put(words, first, np.array([memory[address]]))
+
+
+def fetch_vector(memory, address, words, first):
+    """`fetch_scalar` of the 16 bytes at `address`, which is a multiple of them: four words."""
+    _put(words, first, np.array([memory[address + i] for i in range(_in_vector(memory))]))
+
+
+def widen_scalar(memory, words, first, values, place):
+    """values[place] from what was fetched from `memory` to words[first]."""
+    _take(memory, words[first : first + max(1, memory.dtype.itemsize // 4)], 1, values, place)
+
+
+def widen_vector(memory, words, first, values, place):
+    """The same of the elements in four words."""
+    _take(memory, words[first : first + 4], _in_vector(memory), values, place)
+
+
+def _in_vector(memory):
+    return VECTOR_BYTES // memory.dtype.itemsize
+
+
+def _put(words, first, elements):
+    bits = elements if elements.nbytes % 4 == 0 else elements.astype(np.uint32)
+    for i, word in enumerate(bits.view(np.uint32)):
+        words[first + i] = word
+
+
+def _take(memory, words, count, values, place):
+    elements = np.asarray(words, np.uint32).view(memory.dtype)[:count]
+    for i, element in enumerate(elements):
+        values[place + i] = _widened(element)
+
+
 def store_scalar(memory, address, values, first):
     """memory[address] = values[first], rounded once, to nearest even; not kept in the caches."""
     memory[address] = _narrowed(values[first], memory.dtype)
@@ -70,6 +112,16 @@ def store_vector(memory, address, values, first):
 def parameter(memory, kind, index):
     """memory[index] as float64, of the dtype that `kind` says."""
     return np.float64(_widened(memory[index]))
+
+
+def narrow_parameter(memory, kind, index):
+    """The same as float32, for kinds that are no wider."""
+    return np.float32(_widened(memory[index]))
+
+
+def store_parameter(memory, kind, index, value):
+    """memory[index] = value, a float64, of the dtype that `kind` says: float32 or float64."""
+    memory[index] = value
 
 
 _BYTE, _HALF, _WORD = ir.IntType(8), ir.IntType(16), ir.IntType(32)
@@ -100,11 +152,11 @@ def _narrow(builder, kind, value):
     return builder.bitcast(value, ir.IntType(kind.bitwidth))
 
 
-def _registers(context, builder, signature, arguments, lanes):
-    """Pointers to the `lanes` places of `values` that a load fills or a store reads."""
-    array_type, index_type = signature.args[2:4]
-    struct = context.make_array(array_type)(context, builder, arguments[2])
-    first = context.cast(builder, arguments[3], index_type, types.intp)
+def _registers(context, builder, signature, arguments, lanes, at=2):
+    """Pointers to `lanes` places of the array that is argument `at`, from the next one on."""
+    array_type, index_type = signature.args[at : at + 2]
+    struct = context.make_array(array_type)(context, builder, arguments[at])
+    first = context.cast(builder, arguments[at + 1], index_type, types.intp)
     return [
         builder.gep(struct.data, [builder.add(first, first.type(lane))]) for lane in range(lanes)
     ]
@@ -162,6 +214,62 @@ def _loader(vector):
     return load
 
 
+def _fetcher(vector):
+    def fetch(typing_context, memory, address, words, first):
+        kind = memory.dtype
+        count = 4 if vector else max(1, kind.bitwidth // 32)
+        width = 128 if vector else kind.bitwidth
+        unit = ir.VectorType(_WORD, 4) if vector else ir.IntType(width)
+
+        def generate(context, builder, signature, arguments):
+            pointer = _element(context, builder, signature, arguments, unit)
+            loaded = builder.load(pointer, align=width // 8)
+            if width > 32:
+                pair = builder.bitcast(loaded, ir.VectorType(_WORD, count))
+                found = [builder.extract_element(pair, _WORD(place)) for place in range(count)]
+            else:
+                found = [loaded if width == 32 else builder.zext(loaded, _WORD)]
+            places = _registers(context, builder, signature, arguments, count)
+            for word, place in zip(found, places, strict=True):
+                builder.store(word, place)
+            return context.get_dummy_value()
+
+        return types.void(memory, address, words, first), generate
+
+    return fetch
+
+
+def _widener(vector):
+    def widen(typing_context, memory, words, first, values, place):
+        kind = memory.dtype
+        count = 4 if vector else max(1, kind.bitwidth // 32)
+
+        def generate(context, builder, signature, arguments):
+            places = _registers(context, builder, signature, arguments, count, at=1)
+            found = [builder.load(each) for each in places]
+            if vector:
+                together = ir.Constant(ir.VectorType(_WORD, 4), ir.Undefined)
+                for at, each in enumerate(found):
+                    together = builder.insert_element(together, each, _WORD(at))
+                values = _split(builder, kind, together)
+            elif kind == types.float64:
+                together = ir.Constant(ir.VectorType(_WORD, 2), ir.Undefined)
+                for at, each in enumerate(found):
+                    together = builder.insert_element(together, each, _WORD(at))
+                values = [builder.bitcast(together, _DOUBLE)]
+            else:
+                bits = found[0] if kind.bitwidth == 32 else builder.trunc(found[0], _HALF)
+                values = [_widen(builder, kind, bits)]
+            targets = _registers(context, builder, signature, arguments, len(values), at=3)
+            for value, target in zip(values, targets, strict=True):
+                builder.store(value, target)
+            return context.get_dummy_value()
+
+        return types.void(memory, words, first, values, place), generate
+
+    return widen
+
+
 def _storer(vector):
     def store(typing_context, memory, address, values, first):
         kind = memory.dtype
@@ -196,34 +304,71 @@ def _storer(vector):
     return store
 
 
-def _parameter(typing_context, memory, kind, index):
-    def generate(context, builder, signature, arguments):
-        pointer, kind_value, index_value = arguments
-        kind_value = context.cast(builder, kind_value, signature.args[1], types.int64)
-        index_value = context.cast(builder, index_value, signature.args[2], types.int64)
-        result = builder.alloca(_DOUBLE)
-        builder.store(_DOUBLE(0.0), result)
-        for code, element in (
-            (FLOAT16, types.uint16),
-            (BFLOAT16, types.int16),
-            (FLOAT32, types.float32),
-            (FLOAT64, types.float64),
-        ):
-            # A branch, not a selection: only memory of the right kind may be read.
-            with builder.if_then(builder.icmp_signed("==", kind_value, kind_value.type(code))):
-                bits = ir.IntType(element.bitwidth)
-                typed = builder.bitcast(pointer, bits.as_pointer())
-                value = _widen(builder, element, builder.load(builder.gep(typed, [index_value])))
-                wide = value if element == types.float64 else builder.fpext(value, _DOUBLE)
-                builder.store(wide, result)
-        return builder.load(result)
+_OF_KIND = {
+    FLOAT16: types.uint16,
+    BFLOAT16: types.int16,
+    FLOAT32: types.float32,
+    FLOAT64: types.float64,
+}
 
-    return types.float64(memory, kind, index), generate
+
+def _integer(context, builder, signature, arguments, place):
+    return context.cast(builder, arguments[place], signature.args[place], types.int64)
+
+
+def _places_of_kinds(context, builder, signature, arguments, kinds):
+    """For each kind a pointer to the element at `index`, within a branch for that kind.
+
+    A branch, not a selection: only memory of the right kind may be touched.
+    """
+    kind = _integer(context, builder, signature, arguments, 1)
+    index = _integer(context, builder, signature, arguments, 2)
+    for code in kinds:
+        element = _OF_KIND[code]
+        with builder.if_then(builder.icmp_signed("==", kind, kind.type(code))):
+            bits = ir.IntType(element.bitwidth).as_pointer()
+            yield element, builder.gep(builder.bitcast(arguments[0], bits), [index])
+
+
+def _reader_of_parameters(wide):
+    result_type = _DOUBLE if wide else _FLOAT
+    kinds = (FLOAT16, BFLOAT16, FLOAT32, FLOAT64) if wide else (FLOAT16, BFLOAT16, FLOAT32)
+
+    def parameter(typing_context, memory, kind, index):
+        def generate(context, builder, signature, arguments):
+            result = builder.alloca(result_type)
+            builder.store(result_type(0.0), result)
+            places = _places_of_kinds(context, builder, signature, arguments, kinds)
+            for element, place in places:
+                value = _widen(builder, element, builder.load(place))
+                same = value.type == result_type
+                builder.store(value if same else builder.fpext(value, result_type), result)
+            return builder.load(result)
+
+        return (types.float64 if wide else types.float32)(memory, kind, index), generate
+
+    return parameter
+
+
+def _store_parameter(typing_context, memory, kind, index, value):
+    def generate(context, builder, signature, arguments):
+        wide = context.cast(builder, arguments[3], signature.args[3], types.float64)
+        places = _places_of_kinds(context, builder, signature, arguments, (FLOAT32, FLOAT64))
+        for element, place in places:
+            rounded = wide if element == types.float64 else builder.fptrunc(wide, _FLOAT)
+            builder.store(_narrow(builder, element, rounded), place)
+        return context.get_dummy_value()
+
+    return types.void(memory, kind, index, value), generate
 
 
 if not SIMULATED:
     from numba.cuda.extending import intrinsic
 
     load_scalar, load_vector = intrinsic(_loader(False)), intrinsic(_loader(True))
+    fetch_scalar, fetch_vector = intrinsic(_fetcher(False)), intrinsic(_fetcher(True))
+    widen_scalar, widen_vector = intrinsic(_widener(False)), intrinsic(_widener(True))
     store_scalar, store_vector = intrinsic(_storer(False)), intrinsic(_storer(True))
-    parameter = intrinsic(_parameter)
+    parameter = intrinsic(_reader_of_parameters(True))
+    narrow_parameter = intrinsic(_reader_of_parameters(False))
+    store_parameter = intrinsic(_store_parameter)

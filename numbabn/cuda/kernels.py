@@ -15,12 +15,15 @@ over blocks, and leaves the kernels over elements without float64 arithmetic.
     LANES               columns of a thread: VECTOR by rows, else 1
     CHUNK               reads in flight
     MASK                see `masks`
-    VALUES, SHARED      CHUNK * VECTOR and LANES * THREADS
+    VALUES, SHARED, OWN CHUNK * VECTOR, LANES * THREADS and 3 * LANES
     NUMBERS             LANES where the mask differs between columns, else 1
-    load, store         of `elements`
+    WORDS, FETCHED      words of what a thread reads at once, and of a chunk
+    load, fetch, widen, store
+                        of `elements`
     element_y, element_gradients, element_dx
                         of `formulas`, see `arithmetic`
-    absorb              the function below, with the same constants
+    read                of `elements`: a parameter as COMPUTE
+    absorb, apply       the functions below, with the same constants
 
 Constants, and not what follows from the length of an array, and loops that step over a chunk
 rather than multiply: only loops of which every compiler sees the length from the start leave a
@@ -43,7 +46,8 @@ import numpy as np
 
 from ..channels import MEAN
 from . import elements
-from .arithmetic import Backward, Forward, Mean, merge_in_two
+from .arithmetic import Backward, Forward, Mean, merge_in_two, scale_shift, standard_deviation
+from .elements import ABSENT
 from .masks import CHANNEL, ELEMENT, INNER, NONE, OUTER, ROW, offset
 from .runtime import cuda, device_function
 
@@ -54,9 +58,13 @@ VECTOR = 4
 LANES = 4
 CHUNK = 4
 MASK = NONE
-VALUES, SHARED, NUMBERS = 16, 1024, 1
+VALUES, SHARED, OWN, NUMBERS = 16, 1024, 12, 1
+WORDS, FETCHED = 4, 16
 load: Any = elements.load_vector
+fetch: Any = elements.fetch_vector
+widen: Any = elements.widen_vector
 store: Any = elements.store_vector
+read: Any = elements.parameter
 element_y: Any = None
 element_gradients: Any = None
 element_dx: Any = None
@@ -221,7 +229,7 @@ def merge_into(number, high, low, m2, one, other):
         )
 
 
-def statistics(x, on, steps, cut, partial):
+def statistics(x, on, partial, steps, cut):
     """The moments of a block's columns into `partial`; what is masked out is not used."""
     zero, one = COMPUTE(0), COMPUTE(1)
     values = cuda.local.array(VALUES, COMPUTE)
@@ -301,7 +309,7 @@ def statistics(x, on, steps, cut, partial):
                 partial[row + M2 * cut.columns + column] = shared_m2[place]
 
 
-def gradient_sums(dy, x, saved, cut, partial):
+def gradient_sums(dy, x, saved, partial, cut):
     """Σ dy and Σ dy · (x − pivot) of a block's columns into `partial`.
 
     The pivot is the mean, rounded; the fold makes up for that.
@@ -376,23 +384,17 @@ def gradient_sums(dy, x, saved, cut, partial):
 # Applying
 
 
-def normalize(x, coefficients, cut, out):
-    """out = y, last block first: it was read last."""
+def apply(x, out, cut, place, coefficients, values, addresses):
+    """out = y at a thread's positions; `compile` makes it a device function.
+
+    place               vector, position and last, as `start_of` gives them
+    coefficients        (3, LANES) COMPUTE: pivot, scale and shift of the thread's columns
+    values, addresses   (VALUES,) COMPUTE and (CHUNK,) int64, to work in
+    """
     zero = COMPUTE(0)
-    values = cuda.local.array(VALUES, COMPUTE)
-    pivot = cuda.local.array(LANES, COMPUTE)
-    scale = cuda.local.array(LANES, COMPUTE)
-    shift = cuda.local.array(LANES, COMPUTE)
-    thread, block = cuda.threadIdx.x, cuda.gridDim.x - 1 - cuda.blockIdx.x
-    vector, position, last = start_of(cut, block, thread)
+    vector, position, last = place
     run, inner, address = address_of(cut, vector, position, VECTOR)
-    for column in range(LANES):
-        channel = channel_of(cut, vector * LANES + column)
-        pivot[column] = coefficients[PIVOT * cut.channels + channel]
-        scale[column] = coefficients[SCALE * cut.channels + channel]
-        shift[column] = coefficients[SHIFT * cut.channels + channel]
     height = 1 << cut.y_bits
-    addresses = cuda.local.array(CHUNK, np.int64)
     while position < last:
         for k in range(CHUNK):
             there = position + k * height < last and address < cut.total
@@ -403,14 +405,58 @@ def normalize(x, coefficients, cut, out):
         for k in range(CHUNK):
             for lane in range(VECTOR):
                 column, e = lane % LANES, k * VECTOR + lane
-                c = Forward(pivot[column], zero, scale[column], shift[column])
+                c = Forward(
+                    coefficients[column], zero, coefficients[LANES + column],
+                    coefficients[2 * LANES + column],
+                )  # fmt: skip
                 values[e] = element_y(zero, values[e], c, True)
             if addresses[k] >= 0:
                 store(out, addresses[k], values, k * VECTOR)
         position += CHUNK * height
 
 
-def gradient(dy, x, on, steps, coefficients, cut, out):
+def normalize(x, coefficients, out, cut):
+    """out = y, last block first: it was read last."""
+    own = cuda.local.array(OWN, COMPUTE)
+    values = cuda.local.array(VALUES, COMPUTE)
+    addresses = cuda.local.array(CHUNK, np.int64)
+    place = start_of(cut, cuda.gridDim.x - 1 - cuda.blockIdx.x, cuda.threadIdx.x)
+    for column in range(LANES):
+        channel = channel_of(cut, place[0] * LANES + column)
+        own[column] = coefficients[PIVOT * cut.channels + channel]
+        own[LANES + column] = coefficients[SCALE * cut.channels + channel]
+        own[2 * LANES + column] = coefficients[SHIFT * cut.channels + channel]
+    apply(x, out, cut, place, own, values, addresses)
+
+
+def normalize_given(x, out, epsilon, parameters, kinds, cut):
+    """The same from statistics that are given: each thread makes the coefficients of its columns.
+
+    parameters  mean, variance, gamma and beta, no wider than COMPUTE
+    """
+    zero, one = COMPUTE(0), COMPUTE(1)
+    own = cuda.local.array(OWN, COMPUTE)
+    values = cuda.local.array(VALUES, COMPUTE)
+    addresses = cuda.local.array(CHUNK, np.int64)
+    place = start_of(cut, cuda.blockIdx.x, cuda.threadIdx.x)
+    for column in range(LANES):
+        channel = channel_of(cut, place[0] * LANES + column)
+        mean, variance, gamma, beta = zero, one, one, zero
+        if kinds[0] != ABSENT:
+            mean = read(parameters[0], kinds[0], channel)
+        if kinds[1] != ABSENT:
+            variance = read(parameters[1], kinds[1], channel)
+        if kinds[2] != ABSENT:
+            gamma = read(parameters[2], kinds[2], channel)
+        if kinds[3] != ABSENT:
+            beta = read(parameters[3], kinds[3], channel)
+        rstd = one / standard_deviation(variance, COMPUTE(epsilon))
+        own[column] = mean
+        own[LANES + column], own[2 * LANES + column] = scale_shift(gamma, beta, rstd, one, zero)
+    apply(x, out, cut, place, own, values, addresses)
+
+
+def gradient(dy, x, on, coefficients, out, steps, cut):
     """out = dx."""
     zero = COMPUTE(0)
     gradients = cuda.local.array(VALUES, COMPUTE)

@@ -71,11 +71,14 @@ def device_count() -> int:
     return 1 if SIMULATED else len(cuda.gpus)
 
 
+_ANY = nullcontext()
+
+
 def on(device: int) -> AbstractContextManager[Any]:
     """The context in which launches and allocations go to `device`."""
     if device_count() == 1:
         # The only context there can be: found without being named.
-        return nullcontext()
+        return _ANY
     context: AbstractContextManager[Any] = cuda.gpus[device]
     return context
 

@@ -31,6 +31,7 @@ def warning(value, *unit):
     if value == "nat" and not unit:
         text = "The 'generic' unit for NumPy timedelta is deprecated, and will raise an error"
         warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return timedelta64(value, "s")
     return timedelta64(value, *unit)
 
 np.timedelta64 = warning
