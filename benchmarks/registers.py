@@ -70,8 +70,8 @@ def report(found: list[tuple[Variant, Kernels]]) -> str:
             "Registers of a thread on each kind of GPU; bytes that it keeps in memory for want of "
             "registers, and for arrays, the most of all four. Then "
             f"for {shown}: bytes of shared memory of a block, blocks that fit on a multiprocessor, "
-            "instructions in the code, loads of 16 bytes, how many of those follow each other "
-            "before anything is computed, stores of 16 bytes, and arithmetic in float64.",
+            "instructions in the code, loads of 16 bytes, how many of those are under way at "
+            "most before one of them is used, stores of 16 bytes, and arithmetic in float64.",
             table(header, [row(variant, kernels) for variant, kernels in found]),
         ]
     )

@@ -315,8 +315,10 @@ def gradient_sums(dy, x, saved, partial, cut):
     The pivot is the mean, rounded; the fold makes up for that.
     """
     zero = COMPUTE(0)
-    gradients = cuda.local.array(VALUES, COMPUTE)
-    values = cuda.local.array(VALUES, COMPUTE)
+    words_dy = cuda.local.array(FETCHED, np.uint32)
+    words_x = cuda.local.array(FETCHED, np.uint32)
+    gradients = cuda.local.array(VECTOR, COMPUTE)
+    values = cuda.local.array(VECTOR, COMPUTE)
     pivot = cuda.local.array(LANES, COMPUTE)
     sum_dy = cuda.local.array(LANES, COMPUTE)
     sum_dy_x = cuda.local.array(LANES, COMPUTE)
@@ -335,18 +337,20 @@ def gradient_sums(dy, x, saved, partial, cut):
         for k in range(CHUNK):
             there[k] = position + k * height < last and address < cut.total
             if there[k]:
-                load(dy, address, gradients, k * VECTOR)
-                load(x, address, values, k * VECTOR)
+                fetch(dy, address, words_dy, k * WORDS)
+                fetch(x, address, words_x, k * WORDS)
             run, inner, address = advance(cut, run, inner, address)
         # The chunk first, then all of it at once: fewer roundings at the size of the sum.
         for column in range(LANES):
             chunk_dy[column], chunk_dy_x[column] = zero, zero
         for k in range(CHUNK):
             if there[k]:
+                widen(dy, words_dy, k * WORDS, gradients, 0)
+                widen(x, words_x, k * WORDS, values, 0)
                 for lane in range(VECTOR):
-                    column, e = lane % LANES, k * VECTOR + lane
+                    column = lane % LANES
                     c = Mean(pivot[column], zero)
-                    term, product = element_gradients(gradients[e], values[e], c, True)
+                    term, product = element_gradients(gradients[lane], values[lane], c, True)
                     chunk_dy[column] += term
                     chunk_dy_x[column] += product
         for column in range(LANES):
@@ -459,8 +463,10 @@ def normalize_given(x, out, epsilon, parameters, kinds, cut):
 def gradient(dy, x, on, coefficients, out, steps, cut):
     """out = dx."""
     zero = COMPUTE(0)
-    gradients = cuda.local.array(VALUES, COMPUTE)
-    values = cuda.local.array(VALUES, COMPUTE)
+    words_dy = cuda.local.array(FETCHED, np.uint32)
+    words_x = cuda.local.array(FETCHED, np.uint32)
+    gradients = cuda.local.array(VECTOR, COMPUTE)
+    values = cuda.local.array(VECTOR, COMPUTE)
     pivot = cuda.local.array(LANES, COMPUTE)
     scale = cuda.local.array(LANES, COMPUTE)
     shift = cuda.local.array(LANES, COMPUTE)
@@ -488,16 +494,18 @@ def gradient(dy, x, on, coefficients, out, steps, cut):
             there = position + k * height < last and address < cut.total
             addresses[k], runs[k], inners[k] = address if there else -1, run, inner
             if there:
-                load(dy, address, gradients, k * VECTOR)
-                load(x, address, values, k * VECTOR)
+                fetch(dy, address, words_dy, k * WORDS)
+                fetch(x, address, words_x, k * WORDS)
             run, inner, address = advance(cut, run, inner, address)
         for k in range(CHUNK):
             if addresses[k] >= 0:
+                widen(dy, words_dy, k * WORDS, gradients, 0)
+                widen(x, words_x, k * WORDS, values, 0)
                 counts = True
                 if MASK == ROW:
                     counts = on[offset(steps, OUTER, runs[k])] != 0
                 for lane in range(VECTOR):
-                    column, e = lane % LANES, k * VECTOR + lane
+                    column = lane % LANES
                     if MASK == ELEMENT:
                         counts = is_on(
                             cut, on, steps, starts[column], runs[k], inners[k] * VECTOR + lane
@@ -506,6 +514,6 @@ def gradient(dy, x, on, coefficients, out, steps, cut):
                         pivot[column], zero, scale[column], shift[column], pivot_dy[column], zero,
                         slope[column],
                     )  # fmt: skip
-                    values[e] = element_dx(gradients[e], values[e], c, counts)
-                store(out, addresses[k], values, k * VECTOR)
+                    values[lane] = element_dx(gradients[lane], values[lane], c, counts)
+                store(out, addresses[k], values, 0)
         position += CHUNK * height

@@ -8,7 +8,7 @@ kernel is compiled by the package's own function, so the code is that of a proce
 import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -32,6 +32,8 @@ THREADS = {(7, 5): 1024, (8, 0): 2048, (9, 0): 2048, (10, 0): 2048}
 RESERVED = 1024
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+_WITH_OPERANDS = re.compile(_INSTRUCTION.pattern + r"\s*([^;]*);", re.MULTILINE)
+_REGISTER = re.compile(r"(?<![A-Z])R(\d+)(?:\.\w+)*")
 _LOAD_128 = re.compile(r"LDG\.(\w+\.)*128\b")
 _STORE_128 = re.compile(r"STG\.(\w+\.)*128\b")
 # Arithmetic only: a conversion or a comparison now and then costs nothing that shows.
@@ -39,7 +41,6 @@ _DOUBLE = re.compile(r"D(ADD|MUL|FMA)\b|MUFU\.(RCP|RSQ)64H")
 _PTX_DOUBLE = re.compile(
     r"^\s+(?:@!?%p\d+\s+)?((?:add|sub|mul|fma|mad|div|rcp|sqrt|rsqrt)\.[\w.]*f64)\b", re.MULTILINE
 )
-_ARITHMETIC = re.compile(r"(F|D|H)(ADD|MUL|FMA|SETP)|F2F|PRMT|HFMA2")
 
 
 class Compiled(NamedTuple):
@@ -51,7 +52,7 @@ class Compiled(NamedTuple):
     shared: bytes of shared memory of a block
     instructions: how often each one is in the code, by its name with modifiers
     loads, stores: global ones of 16 bytes
-    in_flight: loads of 16 bytes that follow each other before anything is computed
+    in_flight: loads of 16 bytes at most, of which nothing was read yet
     doubles: float64 instructions of arithmetic
     ptx_doubles: the same in PTX, one for each
     """
@@ -135,7 +136,8 @@ def _compiled(name: str) -> dict[tuple[int, int], Compiled]:
 def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
     ptx, cubin = library.get_asm_str(), library.get_cubin()
     log = library.get_linkerinfo(library._ensure_cc(None))
-    instructions = _INSTRUCTION.findall(codegen.run_nvdisasm(cubin, ["-c", "-ndf"]))
+    code = codegen.run_nvdisasm(cubin, ["-c", "-ndf"])
+    instructions = _INSTRUCTION.findall(code)
     # The log of 9.0 alone counts what the device keeps for itself.
     reserved = RESERVED if capability == (9, 0) else 0
     return Compiled(
@@ -146,7 +148,7 @@ def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
         instructions=Counter(instructions),
         loads=sum(map(bool, map(_LOAD_128.match, instructions))),
         stores=sum(map(bool, map(_STORE_128.match, instructions))),
-        in_flight=_in_flight(instructions),
+        in_flight=in_flight(code),
         doubles=sum(map(bool, map(_DOUBLE.match, instructions))),
         ptx_doubles=_PTX_DOUBLE.findall(ptx),
     )
@@ -156,12 +158,20 @@ def _numbers(pattern: str, text: str) -> list[int]:
     return [int(found) for found in re.findall(pattern, text)]
 
 
-def _in_flight(instructions: Iterable[str]) -> int:
-    most = loads = 0
-    for instruction in instructions:
-        if _LOAD_128.match(instruction):
-            loads += 1
-            most = max(most, loads)
-        elif _ARITHMETIC.match(instruction):
-            loads = 0
+def in_flight(code: str) -> int:
+    """How many loads of 16 bytes there are at most of which nothing was read yet."""
+    most = 0
+    # The load that a register waits for, by the number of the register.
+    waits: dict[int, int] = {}
+    for number, (name, operands) in enumerate(_WITH_OPERANDS.findall(code)):
+        first, _, others = operands.partition(",")
+        target = _REGISTER.fullmatch(first.strip())
+        touched = set(map(int, _REGISTER.findall(others if target else operands)))
+        if target:
+            touched.add(int(target[1]))
+        arrived = {waits[register] for register in touched & waits.keys()}
+        waits = {register: load for register, load in waits.items() if load not in arrived}
+        if target and _LOAD_128.match(name):
+            waits |= dict.fromkeys(range(int(target[1]), int(target[1]) + 4), number)
+            most = max(most, len(set(waits.values())))
     return most

@@ -93,11 +93,44 @@ def test_elements_are_read_16_bytes_at_once(kernels, name):
             assert not [each for each in kernel.instructions if each.startswith("LDG.E.U16")]
 
 
+# With a mask of elements the places in the mask take the registers.
+@of_each([name for name in VECTORIZED if "masked_elements" not in name])
+def test_four_reads_are_under_way_at_a_time(kernels, name):
+    """64 bytes of each thread cover the latency of memory, see `compile.RESIDENT`."""
+    for capability, kernel in kernels[name].items():
+        assert kernel.in_flight >= 4, capability
+
+
 @of_each(WRITING)
 def test_elements_are_written_16_bytes_at_once(kernels, name):
     for capability, kernel in kernels[name].items():
         stores = sum(n for each, n in kernel.instructions.items() if each.startswith("STG"))
         assert kernel.stores == stores > 0, capability
+
+
+PAIR = """
+        /*0d20*/                   LDG.E.128 R4, desc[UR4][R12.64] ;
+        /*0d30*/              @!P0 LDG.E.128 R8, desc[UR4][R14.64] ;
+        /*0d40*/                   {} ;
+        /*0d50*/                   LDG.E.128 R16, desc[UR4][R12.64] ;
+        /*0d60*/                   FADD R20, R16.reuse, R5 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        ("IADD3 R12, R12, 0x10, RZ", 3),
+        ("IMAD.U32 R24, R7, 0x10000, RZ", 2),  # the upper half of what was loaded
+        ("LOP3.LUT R24, R8.reuse, 0xffff0000, RZ, 0xc0, !PT", 2),
+        ("STG.E.128 desc[UR4][R30.64], R8", 2),
+        ("MOV R4, RZ", 2),
+        ("MOV R40, UR4", 3),
+    ],
+)
+def test_loads_in_flight(between, expected):
+    """A load is in flight until an instruction, whichever, touches what it loads."""
+    assert offline.in_flight(PAIR.format(between)) == expected
 
 
 def test_the_checks_see_what_they_look_for():
