@@ -27,8 +27,9 @@ from .runtime import SIMULATED, bound, cuda, device_function
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MASKS = {"": masks.NONE, "rows": masks.ROW, "elements": masks.ELEMENT}
-# "scalar": reads of one element, by rows or by runs.
-LAYOUTS = ("rows", "runs", "scalar")
+# Bytes that are read at once in each layout. "narrow": rows that vectors of 16 do not fit, and that
+# are not joined since each has its own mask; "scalar": one element, by rows or by runs.
+LAYOUTS = {"rows": 16, "runs": 16, "narrow": 8, "scalar": 0}
 
 _ELEMENTS = {
     "float16": types.uint16,
@@ -40,7 +41,9 @@ _WORDS = {1: types.int8, 2: types.int16, 4: types.int32, 8: types.int64}
 
 # In simulation a block's threads are threads of the process, which take a while to start.
 THREADS = 32 if SIMULATED else partition.THREADS
-FOLD_THREADS = 32 if SIMULATED else 128
+CHANNEL_THREADS = 32 if SIMULATED else 128
+# Of the folds: eight channels of a block, and some thirty results to a thread where there are most.
+FOLD_THREADS = 32 if SIMULATED else 512
 # Blocks that should fit on a multiprocessor together: 64 bytes in flight in each thread of two
 # are 32 KB, and 25 KB cover the latency of an H200's memory (36 bytes a ns, 700 ns).
 RESIDENT = 2
@@ -55,7 +58,7 @@ class Variant(NamedTuple):
     function: Any  # the Python function, with its constants bound: `cuda.jit` was not applied
     signature: Any  # numba types; memory is a types.CPointer
     dtype: str  # of x; "" for kernels that no dtype of x has a part in
-    vectorized: bool  # elements are read and written 16 bytes at once
+    size: int  # bytes of elements that are read and written at once; 0 for one element
     threads: int  # of a block
     max_registers: int  # that a thread may have
     doubles: int  # float64 instructions of arithmetic that there may be at most; -1: any number
@@ -70,9 +73,9 @@ class Variant(NamedTuple):
         return REGISTERS // (self.max_registers * self.threads)
 
 
-def vector_of(dtype: str) -> int:
-    """Elements in 16 bytes."""
-    return elements.VECTOR_BYTES // np.dtype(_ELEMENTS[dtype].name).itemsize
+def vector_of(dtype: str, size: int = elements.VECTOR_BYTES) -> int:
+    """Elements in so many bytes; 1 for 0."""
+    return size // np.dtype(_ELEMENTS[dtype].name).itemsize or 1
 
 
 def _integers(count: int) -> Any:
@@ -103,7 +106,7 @@ def _compute(dtype: str) -> Any:
     return types.float64 if dtype == "float64" else types.float32
 
 
-def _chunk(kernel: str, vector: int, mask: str) -> int:
+def _chunk(kernel: str, size: int, vector: int, mask: str) -> int:
     """Positions that a thread reads before it computes: 64 bytes in flight, or 8 scalars."""
     arrays = 2 if kernel.startswith("gradient") else 1
     if vector == 1:
@@ -111,7 +114,7 @@ def _chunk(kernel: str, vector: int, mask: str) -> int:
     if mask == "elements":
         # Each element has a place in the mask to be found: more would not fit in registers.
         return max(1, 8 // (vector * arrays))
-    return 4 // arrays
+    return 64 // size // arrays
 
 
 @cache
@@ -125,13 +128,13 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "gradient_sums": (element, element, _DOUBLES, compute, _CUT),
         "gradient": (element, element, _BYTES, compute, element, _STEPS, _CUT),
     }[kernel]
-    vectorized = layout != "scalar"
-    vector = vector_of(dtype) if vectorized else 1
-    lanes = vector if layout == "rows" else 1
+    size = LAYOUTS[layout]
+    vector, access = vector_of(dtype, size), elements.ACCESS[size]
+    lanes = 1 if layout == "runs" else vector
     name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
-    chunk = _chunk(kernel, vector, mask)
+    chunk = _chunk(kernel, size, vector, mask)
     compute_type = np.float64 if dtype == "float64" else np.float32
-    words = 4 if vectorized else 2 if dtype == "float64" else 1
+    words = elements.words_of(size, np.dtype(_ELEMENTS[dtype].name).itemsize)
     constants = {
         **element_functions(compute_type),
         "THREADS": THREADS,
@@ -143,14 +146,12 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "SHARED": lanes * THREADS,
         "OWN": 3 * lanes,
         "WORDS": words,
+        "IN_RUNS": layout in ("runs", "scalar"),
         "FETCHED": chunk * words,
         # Without a mask of their own, a thread's columns have the same number of elements.
         "NUMBERS": lanes if mask == "elements" else 1,
         "MASK": MASKS[mask],
-        "load": elements.load_vector if vectorized else elements.load_scalar,
-        "fetch": elements.fetch_vector if vectorized else elements.fetch_scalar,
-        "widen": elements.widen_vector if vectorized else elements.widen_scalar,
-        "store": elements.store_vector if vectorized else elements.store_scalar,
+        **access._asdict(),
         "read": elements.parameter if dtype == "float64" else elements.narrow_parameter,
     }
     constants |= {
@@ -160,7 +161,7 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
     function = bound(getattr(kernels, kernel), name, **constants)
     doubles = -1 if dtype == "float64" else 0
     return Variant(
-        name, function, types.void(*signature), dtype, vectorized, THREADS,
+        name, function, types.void(*signature), dtype, size, THREADS,
         REGISTERS // (RESIDENT * THREADS), doubles,
     )  # fmt: skip
 
@@ -183,13 +184,14 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
         ),
     }[kernel]  # fmt: skip
     name = f"{kernel}_{dtype}"
+    threads = FOLD_THREADS if kernel.startswith("fold") else CHANNEL_THREADS
     function = bound(
         getattr(folds, kernel),
         name,
-        THREADS=FOLD_THREADS,
+        THREADS=threads,
         COMPUTE=np.float64 if dtype == "float64" else np.float32,
     )
-    return _simple(name, function, signature)
+    return _simple(name, function, signature, threads)
 
 
 @cache
@@ -201,18 +203,20 @@ def word_kernel(kernel: str, size: int) -> Variant:
         "bytes_on": (word, _BYTES, _INT, _integers(2), axes, axes, axes, _INT),
     }[kernel]
     name = f"{kernel}_{8 * size}"
-    return _simple(name, bound(getattr(copies, kernel), name), signature)
+    return _simple(name, bound(getattr(copies, kernel), name), signature, CHANNEL_THREADS)
 
 
-def _simple(name: str, function: Any, signature: tuple[Any, ...]) -> Variant:
-    registers = 128
-    return Variant(name, function, types.void(*signature), "", False, FOLD_THREADS, registers, -1)
+def _simple(name: str, function: Any, signature: tuple[Any, ...], threads: int) -> Variant:
+    registers = min(128, REGISTERS // (RESIDENT * threads))
+    return Variant(name, function, types.void(*signature), "", False, threads, registers, -1)
 
 
 def variants() -> Iterator[Variant]:
     """All of them."""
     for dtype in DTYPES:
         for layout in LAYOUTS:
+            if layout == "narrow":
+                continue
             for kernel in (
                 "statistics", "normalize", "normalize_given", "gradient_sums", "gradient",
             ):  # fmt: skip
@@ -221,6 +225,11 @@ def variants() -> Iterator[Variant]:
                 if layout != "runs":
                     yield element_kernel(kernel, dtype, layout, "rows")
                 yield element_kernel(kernel, dtype, layout, "elements")
+    for dtype in DTYPES:
+        if vector_of(dtype, LAYOUTS["narrow"]) > 1:
+            for kernel in ("statistics", "gradient"):
+                for mask in ("rows", "elements"):
+                    yield element_kernel(kernel, dtype, "narrow", mask)
     for dtype in ("float32", "float64"):
         for kernel in ("fold_forward", "fold_backward", "given_coefficients"):
             yield channel_kernel(kernel, dtype)
@@ -233,6 +242,11 @@ def variants() -> Iterator[Variant]:
 
 _compiled: dict[tuple[str, int], Any] = {}
 _translated: dict[str, Any] = {}
+
+
+def is_loaded(variant: Variant, device: int) -> bool:
+    """Whether `compiled` has nothing left to do."""
+    return (variant.name, device) in _compiled
 
 
 def compiled(variant: Variant, device: int) -> Any:

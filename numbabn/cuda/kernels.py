@@ -17,6 +17,7 @@ over blocks, and leaves the kernels over elements without float64 arithmetic.
     MASK                see `masks`
     VALUES, SHARED, OWN CHUNK * VECTOR, LANES * THREADS and 3 * LANES
     NUMBERS             LANES where the mask differs between columns, else 1
+    IN_RUNS             False where positions are rows, as the layout of the variant says
     WORDS, FETCHED      words of what a thread reads at once, and of a chunk
     load, fetch, widen, store
                         of `elements`
@@ -60,14 +61,19 @@ CHUNK = 4
 MASK = NONE
 VALUES, SHARED, OWN, NUMBERS = 16, 1024, 12, 1
 WORDS, FETCHED = 4, 16
-load: Any = elements.load_vector
-fetch: Any = elements.fetch_vector
-widen: Any = elements.widen_vector
-store: Any = elements.store_vector
+IN_RUNS = True
+load: Any = None
+fetch: Any = None
+widen: Any = None
+store: Any = None
 read: Any = elements.parameter
 element_y: Any = None
 element_gradients: Any = None
 element_dx: Any = None
+
+# Rows whose bytes are read at a time, before those of the rows before are used up: with half of
+# them on, a chunk of four.
+WINDOW = 8
 
 # Rows of `partial`.
 COUNT_ON, HIGH, LOW, M2 = range(4)
@@ -129,6 +135,24 @@ def advance(cut, run, inner, address):
 
 
 @device_function
+def next_of(cut, run, inner, address, in_runs):
+    """`advance`, where the compiler may know that a position is a row."""
+    if in_runs:
+        return advance(cut, run, inner, address)
+    return run + cut.step_runs, inner, address + cut.step
+
+
+@device_function
+def is_whole(cut, position, last, address, chunk):
+    """Whether a thread has a chunk of positions before it."""
+    further = chunk - 1
+    if position + (further << cut.y_bits) >= last:
+        return False
+    # Rows that are joined leave the last one short.
+    return address + further * cut.step < cut.total or cut.by_rows == 0
+
+
+@device_function
 def channel_of(cut, column):
     """The channel of a column; columns beyond the last have one too, and no part in it."""
     channel = column
@@ -159,6 +183,15 @@ def is_on(cut, on, steps, start, run, element):
     return on[place] != 0
 
 
+@device_function
+def is_row_on(on, steps, row, last):
+    """The byte of a row, 0 or 1; 0 beyond the last."""
+    byte = np.uint8(0)
+    if row < last:
+        byte = on[offset(steps, OUTER, row)]
+    return np.uint8(byte != 0)
+
+
 # Moments
 
 
@@ -168,7 +201,7 @@ def absorb(values, weights, whole, number, high, low, m2):
     The chunk's own moments are taken in two passes over registers, about the running mean, so
     that no pivot far from the data can spoil them; Chan's formula merges the two.
 
-    values      (VALUES,) the chunk; element e belongs to column e % LANES
+    values      (VALUES,) the chunk, which is spoilt; element e belongs to column e % LANES
     weights     (VALUES,) 1 where an element counts, else 0
     whole       whether all of them are 1
     number      (NUMBERS,) how many elements there were before, in each column or in all
@@ -193,12 +226,13 @@ def absorb(values, weights, whole, number, high, low, m2):
             e = first + column
             # Selection: what does not count may be NaN.
             rest = values[e] - pivot
-            shift += rest if whole or weights[e] != zero else zero
+            values[e] = rest if whole or weights[e] != zero else zero
+            shift += values[e]
         shift /= max(added, one)
         squares = zero
         for first in range(0, VALUES, LANES):
             e = first + column
-            rest = values[e] - pivot - shift
+            rest = values[e] - shift
             rest = rest if whole or weights[e] != zero else zero
             squares += rest * rest
         high[column], low[column], m2[column] = merge_in_two(
@@ -234,10 +268,12 @@ def statistics(x, on, partial, steps, cut):
     zero, one = COMPUTE(0), COMPUTE(1)
     values = cuda.local.array(VALUES, COMPUTE)
     weights = cuda.local.array(VALUES, COMPUTE)
+    words = cuda.local.array(FETCHED, np.uint32)
     high = cuda.local.array(LANES, COMPUTE)
     low = cuda.local.array(LANES, COMPUTE)
     m2 = cuda.local.array(LANES, COMPUTE)
     number = cuda.local.array(NUMBERS, COMPUTE)
+    ahead = cuda.local.array(WINDOW, np.uint8)
     starts = cuda.local.array(LANES, np.int64)
     for column in range(LANES):
         high[column], low[column], m2[column] = zero, zero, zero
@@ -249,29 +285,74 @@ def statistics(x, on, partial, steps, cut):
         for column in range(LANES):
             starts[column] = mask_start(cut, steps, vector * LANES + column)
     height = 1 << cut.y_bits
-    while position < last:
-        # The rule, and then the compiler knows what counts.
-        whole = MASK == NONE and position + (CHUNK - 1) * height < last
-        whole = whole and address + (CHUNK - 1) * cut.step < cut.total
+    # The rule: chunks of which every element counts, without a question for each.
+    while MASK == NONE and is_whole(cut, position, last, address, CHUNK):
+        for k in range(CHUNK):
+            fetch(x, address, words, k * WORDS)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
+        for k in range(CHUNK):
+            widen(x, words, k * WORDS, values, k * VECTOR)
+        absorb(values, weights, True, number, high, low, m2)
+        position += CHUNK * height
+    # Rows that are on, closed up: `bits` says which are, of those from `base` on that were asked.
+    bits, base, asked = np.int64(0), position, position
+    if MASK == ROW:
+        for j in range(WINDOW):
+            ahead[j] = is_row_on(on, steps, asked + j * height, last)
+    while MASK == ROW and (bits != 0 or asked < last):
+        if bits != 0:
+            first = cuda.ffs(np.uint32(bits)) - 1
+            bits >>= first
+            base += first << cut.y_bits
+        while (
+            asked < last
+            and cuda.popc(np.uint32(bits)) < CHUNK
+            and asked - base <= (32 - WINDOW) << cut.y_bits
+        ):
+            if bits == 0:
+                base = asked
+            # Their bytes were read a while ago, so that nobody waits for them.
+            found = np.int64(0)
+            for j in range(WINDOW):
+                found |= np.int64(ahead[j]) << j
+            bits |= found << (asked - base >> cut.y_bits)
+            asked += WINDOW << cut.y_bits
+            for j in range(WINDOW):
+                ahead[j] = is_row_on(on, steps, asked + j * height, last)
+        if bits != 0:
+            counts = True
+            for k in range(CHUNK):
+                counts = bits != 0
+                if counts:
+                    row = base + (np.int64(cuda.ffs(np.uint32(bits)) - 1) << cut.y_bits)
+                    fetch(x, row * cut.run_step + vector * cut.vector_step, words, k * WORDS)
+                    bits &= bits - 1
+                for lane in range(VECTOR):
+                    weights[k * VECTOR + lane] = one if counts else zero
+            for k in range(CHUNK):
+                widen(x, words, k * WORDS, values, k * VECTOR)
+            if counts:
+                absorb(values, weights, True, number, high, low, m2)
+            else:
+                absorb(values, weights, False, number, high, low, m2)
+    while MASK != ROW and position < last:
+        any_on = False
         for k in range(CHUNK):
             # Rows that are joined leave the last one short.
             there = position + k * height < last and address < cut.total
-            if MASK == ROW and there:
-                there = on[offset(steps, OUTER, run)] != 0
-            any_on = there and MASK != ELEMENT
+            counts_any = there and MASK != ELEMENT
             for lane in range(VECTOR):
                 counts = there
                 if MASK == ELEMENT and there:
                     start = starts[lane % LANES]
                     counts = is_on(cut, on, steps, start, run, inner * VECTOR + lane)
-                    any_on = any_on or counts
+                    counts_any = counts_any or counts
                 weights[k * VECTOR + lane] = one if counts else zero
-            if any_on:
+            if counts_any:
                 load(x, address, values, k * VECTOR)
-            run, inner, address = advance(cut, run, inner, address)
-        if whole:
-            absorb(values, weights, True, number, high, low, m2)
-        else:
+            any_on = any_on or counts_any
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
+        if any_on:
             absorb(values, weights, False, number, high, low, m2)
         position += CHUNK * height
     shared_number = cuda.shared.array(SHARED, COMPUTE)
@@ -339,7 +420,7 @@ def gradient_sums(dy, x, saved, partial, cut):
             if there[k]:
                 fetch(dy, address, words_dy, k * WORDS)
                 fetch(x, address, words_x, k * WORDS)
-            run, inner, address = advance(cut, run, inner, address)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
         # The chunk first, then all of it at once: fewer roundings at the size of the sum.
         for column in range(LANES):
             chunk_dy[column], chunk_dy_x[column] = zero, zero
@@ -405,7 +486,7 @@ def apply(x, out, cut, place, coefficients, values, addresses):
             addresses[k] = address if there else -1
             if there:
                 load(x, address, values, k * VECTOR)
-            run, inner, address = advance(cut, run, inner, address)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
         for k in range(CHUNK):
             for lane in range(VECTOR):
                 column, e = lane % LANES, k * VECTOR + lane
@@ -496,7 +577,7 @@ def gradient(dy, x, on, coefficients, out, steps, cut):
             if there:
                 fetch(dy, address, words_dy, k * WORDS)
                 fetch(x, address, words_x, k * WORDS)
-            run, inner, address = advance(cut, run, inner, address)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
         for k in range(CHUNK):
             if addresses[k] >= 0:
                 widen(dy, words_dy, k * WORDS, gradients, 0)

@@ -65,10 +65,10 @@ def offset(steps, group, position):
     # 32 bits: a division of 64 takes a hundred instructions. Launchers see to it that they do.
     width, height = np.uint32(steps[group + 2]), np.uint32(steps[group + 1])
     fastest = np.uint32(position)
-    middle = fastest // width
-    slowest = middle // height
+    middle = np.uint32(fastest // width)
+    slowest = np.uint32(middle // height)
     return (
-        np.int64(fastest - middle * width) * steps[group + 5]
-        + np.int64(middle - slowest * height) * steps[group + 4]
+        np.int64(np.uint32(fastest - middle * width)) * steps[group + 5]
+        + np.int64(np.uint32(middle - slowest * height)) * steps[group + 4]
         + np.int64(slowest) * steps[group + 3]
     )

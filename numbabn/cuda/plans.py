@@ -86,7 +86,7 @@ def of_backward(x: Form, aligned: bool) -> Backward:
 @lru_cache(maxsize=_KEPT)
 def normalize(x: Form, aligned: bool) -> Step:
     """How coefficients are applied."""
-    cut, layout, _ = _cut(x, aligned, None)
+    cut, layout, _ = _cut(x, aligned, None, folded=False)
     return _over_elements("normalize", x, layout, "", cut)
 
 
@@ -95,14 +95,14 @@ def normalize_given(x: Form, aligned: bool, kinds: tuple[int, ...]) -> Step | No
     """The same from parameters; None where those are wider than what kernels compute with."""
     if elements.FLOAT64 in kinds and x.dtype != FLOAT64:
         return None
-    cut, layout, _ = _cut(x, aligned, None)
+    cut, layout, _ = _cut(x, aligned, None, folded=False)
     return _over_elements("normalize_given", x, layout, "", cut, kinds)
 
 
 @lru_cache(maxsize=_KEPT)
 def gradient(x: Form, aligned: bool, mask: MaskSteps) -> Step:
     """How the coefficients of a gradient are applied."""
-    cut, layout, kind = _cut(x, aligned, mask)
+    cut, layout, kind = _cut(x, aligned, mask, folded=False)
     return _over_elements("gradient", x, layout, kind, cut, mask or _NO_STEPS)
 
 
@@ -110,7 +110,7 @@ def gradient(x: Form, aligned: bool, mask: MaskSteps) -> Step:
 def over_channels(kernel: str, dtype: Any, channels: int, kinds: tuple[int, ...]) -> Step:
     """A kernel over parameters of these kinds."""
     variant = compile.channel_kernel(kernel, _compute_dtype(dtype))
-    return Step(variant, -(-channels // compile.FOLD_THREADS), kinds, channels)
+    return Step(variant, -(-channels // compile.CHANNEL_THREADS), kinds, channels)
 
 
 def aligned(*arrays: DeviceArray) -> bool:
@@ -133,13 +133,18 @@ def _over_elements(
     return Step(variant, cut.tiles * cut.splits, *constants, cut)
 
 
-def _cut(x: Form, aligned: bool, mask: MaskSteps) -> tuple[Partition, str, str]:
+def _cut(
+    x: Form, aligned: bool, mask: MaskSteps, folded: bool = True
+) -> tuple[Partition, str, str]:
     """How an array is cut, and the variant's layout and kind of mask."""
     outer, channels, inner = x.shape
     vector = compile.vector_of(x.dtype.name)
     masked = mask is not None
-    cut, wide = partition(outer, channels, inner, vector, aligned, masked, compile.THREADS)
-    layout = "scalar" if not wide else "rows" if cut.by_rows else "runs"
+    cut, read = partition(outer, channels, inner, vector, aligned, masked, folded, compile.THREADS)
+    if read < vector:
+        layout = "narrow" if read > 1 else "scalar"
+    else:
+        layout = "rows" if cut.by_rows else "runs"
     if mask is None:
         return cut, layout, ""
     return cut, layout, "rows" if cut.by_rows and masks.by_position(mask) else "elements"

@@ -33,6 +33,7 @@ RESERVED = 1024
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 _WITH_OPERANDS = re.compile(_INSTRUCTION.pattern + r"\s*([^;]*);", re.MULTILINE)
+_LABELLED = re.compile(rf"^(\.L_x_\d+):|{_WITH_OPERANDS.pattern}", re.MULTILINE)
 _REGISTER = re.compile(r"(?<![A-Z])R(\d+)(?:\.\w+)*")
 _LOAD_128 = re.compile(r"LDG\.(\w+\.)*128\b")
 _STORE_128 = re.compile(r"STG\.(\w+\.)*128\b")
@@ -53,6 +54,7 @@ class Compiled(NamedTuple):
     instructions: how often each one is in the code, by its name with modifiers
     loads, stores: global ones of 16 bytes
     in_flight: loads of 16 bytes at most, of which nothing was read yet
+    loop: instructions of the shortest loop that loads 16 bytes at once; 0 without one
     doubles: float64 instructions of arithmetic
     ptx_doubles: the same in PTX, one for each
     """
@@ -65,6 +67,7 @@ class Compiled(NamedTuple):
     loads: int
     stores: int
     in_flight: int
+    loop: int
     doubles: int
     ptx_doubles: list[str]
 
@@ -149,6 +152,7 @@ def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
         loads=sum(map(bool, map(_LOAD_128.match, instructions))),
         stores=sum(map(bool, map(_STORE_128.match, instructions))),
         in_flight=in_flight(code),
+        loop=shortest_loop(code),
         doubles=sum(map(bool, map(_DOUBLE.match, instructions))),
         ptx_doubles=_PTX_DOUBLE.findall(ptx),
     )
@@ -156,6 +160,22 @@ def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
 
 def _numbers(pattern: str, text: str) -> list[int]:
     return [int(found) for found in re.findall(pattern, text)]
+
+
+def shortest_loop(code: str) -> int:
+    """Instructions of the shortest loop that loads 16 bytes at once: of what it leads back to."""
+    labels: dict[str, int] = {}
+    names: list[str] = []
+    lengths: list[int] = []
+    for label, name, operands in _LABELLED.findall(code):
+        if label:
+            labels[label] = len(names)
+            continue
+        names.append(name)
+        back = labels.get(operands.rpartition("`(")[2].rstrip(") ")) if name == "BRA" else None
+        if back is not None and any(map(_LOAD_128.match, names[back:])):
+            lengths.append(len(names) - back)
+    return min(lengths, default=0)
 
 
 def in_flight(code: str) -> int:

@@ -1,5 +1,6 @@
 """What the compiler makes of every kernel, for every kind of GPU: no device is needed."""
 
+import re
 from collections import Counter
 
 import offline
@@ -14,7 +15,9 @@ pytestmark = pytest.mark.timeout(1200)
 
 VARIANTS = {variant.name: variant for variant in variants()}
 OVER_ELEMENTS = [name for name, variant in VARIANTS.items() if variant.dtype]
-VECTORIZED = [name for name, variant in VARIANTS.items() if variant.vectorized]
+VECTORIZED = [name for name, variant in VARIANTS.items() if variant.size == 16]
+NARROW = [name for name, variant in VARIANTS.items() if variant.size == 8]
+SHORT = ("float16", "bfloat16")
 # Kernels that write an array; the others write sums of 4 or 8 bytes.
 WRITING = [name for name in VECTORIZED if name.startswith(("normalize", "gradient_r"))]
 
@@ -88,7 +91,7 @@ def test_no_float64_arithmetic_over_elements(kernels, name):
 def test_elements_are_read_16_bytes_at_once(kernels, name):
     for capability, kernel in kernels[name].items():
         assert kernel.loads > 0, capability
-        if VARIANTS[name].dtype in ("float16", "bfloat16"):
+        if VARIANTS[name].dtype in SHORT:
             # Nothing but elements is as wide as they are.
             assert not [each for each in kernel.instructions if each.startswith("LDG.E.U16")]
 
@@ -99,6 +102,20 @@ def test_four_reads_are_under_way_at_a_time(kernels, name):
     """64 bytes of each thread cover the latency of memory, see `compile.RESIDENT`."""
     for capability, kernel in kernels[name].items():
         assert kernel.in_flight >= 4, capability
+
+
+@of_each([f"statistics_{layout}_{dtype}" for layout in ("rows", "runs") for dtype in SHORT])
+def test_statistics_of_16_bits_leave_issue_slots_to_memory(kernels, name):
+    """At 4.5 TB/s an H200 issues some 14 instructions for each 16-bit element."""
+    elements = 4 * 8  # of four loads
+    assert 0 < kernels[name][9, 0].loop <= 9.5 * elements
+
+
+@of_each(NARROW)
+def test_rows_that_vectors_do_not_fit_are_read_8_bytes_at_once(kernels, name):
+    for capability, kernel in kernels[name].items():
+        assert any(re.match(r"LDG\.(\w+\.)*64\b", each) for each in kernel.instructions), capability
+        assert not [each for each in kernel.instructions if each.startswith("LDG.E.U16")]
 
 
 @of_each(WRITING)
@@ -133,6 +150,21 @@ def test_loads_in_flight(between, expected):
     assert offline.in_flight(PAIR.format(between)) == expected
 
 
+def test_the_shortest_loop():
+    code = """
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R12.64] ;
+.L_x_2:
+        /*0020*/                   FADD R20, R16, R5 ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/               @P1 BRA `(.L_x_3) ;
+        /*0050*/                   BRA `(.L_x_1) ;
+.L_x_3:
+"""
+    assert offline.shortest_loop(code) == 5
+    assert offline.shortest_loop(code.replace("LDG.E.128", "LDG.E")) == 0
+
+
 def test_the_checks_see_what_they_look_for():
     """Float64 and shared memory in a fold, spills where registers are short."""
     fold = VARIANTS["fold_forward_float64"]
@@ -154,7 +186,7 @@ def test_what_was_compiled_for_another_device_is_not_kept():
 
 
 def test_blocks_are_limited_by_registers_threads_and_shared_memory():
-    kernel = offline.Compiled(64, 0, 0, 0, Counter(), 0, 0, 0, 0, [])
+    kernel = offline.Compiled(64, 0, 0, 0, Counter(), 0, 0, 0, 0, 0, [])
     assert kernel.resident(256, (9, 0)) == 4  # 65536 / (64 · 256)
     assert kernel._replace(registers=65).resident(256, (9, 0)) == 3  # 72: eight at a time
     assert kernel._replace(registers=16).resident(256, (9, 0)) == 8
