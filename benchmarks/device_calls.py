@@ -45,6 +45,8 @@ class FakeDevice:
         runtime: Any = import_module("numbabn.cuda.runtime")
         availability.why_unavailable = lambda: None
         runtime.device_count = lambda: 1
+        if hasattr(runtime, "_thread"):
+            runtime._thread.has_context = True
 
         def launch(stream: Any, configuration: Any, kernel: Any, *given: Any) -> None:
             self.launches += 1
@@ -55,6 +57,7 @@ class FakeDevice:
         compiling._load = lambda *given: object()
         submit: Any = import_module("numbabn.cuda.submit")
         submit._core_stream = lambda device, handle: None
+        submit.is_capturing = lambda device, stream: False
         if hasattr(submit, "launch_now"):
             submit.launch_now = launch
         stream = SimpleNamespace(cuda_stream=0)

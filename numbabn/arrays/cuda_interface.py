@@ -5,15 +5,20 @@ On the stream that the interface names, else the default one. Results are Numba'
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 
-from ..cuda.runtime import SIMULATED, cuda, on
+from ..cuda.runtime import SIMULATED, cuda, on, order
 from . import c_steps, is_on_device
 from .cupy import CUPY
 from .device import DeviceArray, Form, OnDevice, dtype_of, form_of
 from .torch import TORCH
+
+# Bytes of scratch that are kept at least; most calls need less.
+_LEAST_KEPT = 1 << 20
+_kept = threading.local()
 
 
 class Interface(OnDevice):
@@ -38,12 +43,17 @@ class Interface(OnDevice):
         if strides is None:
             strides = tuple(step * dtype.itemsize for step in c_steps(shape))
         address = interface["data"][0] or 0
-        stream = interface.get("stream") or 0
+        device, stream = _device_of(array, address), interface.get("stream") or 0
+        if like is not None:
+            # Of version 3: nobody is to touch the array before what is on its stream has run.
+            if stream and stream != like.stream:
+                order(device, stream, like.stream)
+            stream = like.stream
         return DeviceArray(
             address,
             form_of(shape, tuple(strides), dtype),
-            _device_of(array, address),
-            stream if like is None else like.stream,
+            device,
+            stream,
             self,
             array,
             bool(interface["data"][1]),
@@ -59,6 +69,19 @@ class Interface(OnDevice):
             return cuda.device_array(
                 form.shape, form.dtype.on_host, strides=form.strides, stream=stream
             )
+
+    def scratch(self, form: Form, like: DeviceArray) -> DeviceArray:
+        """Kept for each thread and stream: the driver's own allocator waits for the device.
+
+        Calls of one thread on one stream follow each other, and take it in turns.
+        """
+        kept = _kept.__dict__.setdefault("by_stream", {})
+        key = (like.device, like.stream)
+        size = form.size * form.itemsize
+        if key not in kept or kept[key].size < size:
+            # With room for larger calls to come: to free it waits.
+            kept[key] = self.empty((max(size + size // 2, _LEAST_KEPT),), np.uint8, like)
+        return kept[key].of_form(form)
 
     def view(self, array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
         itemsize = array.dtype.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..cuda.runtime import LEGACY_STREAM
 from .device import DeviceArray, Form, OnDevice, described_as, dtype_of, form_of
 
 
@@ -20,7 +21,7 @@ class CuPy(OnDevice):
     def read(self, array: Any, like: DeviceArray | None = None) -> DeviceArray:
         device = array.device.id
         if like is None:
-            stream = sys.modules["cupy"].cuda.get_current_stream(device).ptr
+            stream = sys.modules["cupy"].cuda.get_current_stream(device).ptr or LEGACY_STREAM
         else:
             stream = like.stream
         form = form_of(array.shape, array.strides, dtype_of(array.dtype))
@@ -41,6 +42,11 @@ class CuPy(OnDevice):
         memory = array.data + first * array.itemsize
         return sys.modules["cupy"].ndarray(shape, array.dtype, memory, strides)
 
+    def assign(self, source: DeviceArray, target: DeviceArray) -> bool:
+        with sys.modules["cupy"].cuda.Device(target.device):
+            _array(target)[...] = _array(source)
+        return True
+
     def to_host(self, array: Any) -> Any:
         return sys.modules["cupy"].asnumpy(array)
 
@@ -48,6 +54,13 @@ class CuPy(OnDevice):
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(device):
             return cupy.asarray(array)
+
+
+def _array(described: DeviceArray) -> Any:
+    """A described array as CuPy's over its memory."""
+    owner, form = described.owner, described.form
+    memory = owner.data + (described.address - owner.data.ptr)
+    return sys.modules["cupy"].ndarray(form.shape, owner.dtype, memory, form.strides)
 
 
 CUPY = CuPy()

@@ -222,6 +222,14 @@ class OnDevice(Library):
     ) -> Array:
         """Elements of a contiguous array, from its `first` on, as an array of such strides."""
 
+    def scratch(self, form: Form, like: DeviceArray) -> DeviceArray:
+        """Memory for the time of a call, on the stream of `like`; its owner is kept as long."""
+        return self.new(form, like)
+
+    def assign(self, source: DeviceArray, target: DeviceArray) -> bool:
+        """target[...] = source, by the library's own copy; False where it has none."""
+        return False
+
     @abstractmethod
     def owns(self, array: Any) -> bool:
         """Whether something is an array on a device, of this library and not of one with a file."""

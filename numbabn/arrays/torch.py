@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cuda.runtime import LEGACY_STREAM
 from .device import BFLOAT16, DeviceArray, Form, OnDevice, described_as, dtype_of, form_of
 
 
@@ -28,7 +29,10 @@ class Torch(OnDevice):
         array = array.resolve_neg()
         form = _form_of(array.shape, array.stride(), array.dtype)
         device = array.get_device()
-        stream = torch.cuda.current_stream(device).cuda_stream if like is None else like.stream
+        if like is None:
+            stream = torch.cuda.current_stream(device).cuda_stream or LEGACY_STREAM
+        else:
+            stream = like.stream
         return described_as(array.data_ptr(), form, device, stream, self, array)
 
     def address(self, array: Any) -> int:
@@ -42,6 +46,10 @@ class Torch(OnDevice):
     def view(self, array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
         array = array.detach() if array.requires_grad else array
         return array.as_strided(shape, steps, array.storage_offset() + first)
+
+    def assign(self, source: DeviceArray, target: DeviceArray) -> bool:
+        _tensor(target).copy_(_tensor(source))
+        return True
 
     def to_host(self, array: Any) -> Any:
         return array.detach().cpu().numpy()
@@ -59,6 +67,13 @@ def _dtypes() -> dict[Any, Any]:
         torch.bfloat16: BFLOAT16,
         **{getattr(torch, name): dtype_of(name) for name in names},
     }
+
+
+def _tensor(described: DeviceArray) -> Any:
+    """A described array as a tensor over its memory."""
+    owner, form = described.owner.detach(), described.form
+    first = owner.storage_offset() + (described.address - owner.data_ptr()) // form.itemsize
+    return owner.as_strided(form.shape, [step // form.itemsize for step in form.strides], first)
 
 
 @lru_cache(maxsize=4096)

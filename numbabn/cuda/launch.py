@@ -231,7 +231,8 @@ def merge_statistics(
 
 def copy(source: DeviceArray, target: DeviceArray) -> None:
     """target[...] = source, of one shape and dtype."""
-    _copy("copy", source, target, ())
+    if not source.library.assign(source, target):
+        _copy("copy", source, target, ())
 
 
 def mark(source: DeviceArray, target: DeviceArray) -> None:
@@ -257,7 +258,7 @@ def _copy(kernel: str, source: DeviceArray, target: DeviceArray, keep: tuple[int
     )
     words = f"int{8 * size}"
     # Some eight elements for each thread, which it takes one by one.
-    blocks = -(-source.size // (compile.FOLD_THREADS * 8))
+    blocks = -(-source.size // (compile.CHANNEL_THREADS * 8))
     with on(source.device):
         step = Step(
             compile.word_kernel(kernel, size), blocks,
@@ -298,7 +299,7 @@ def _scratch(x: DeviceArray, scratch: plans.Scratch) -> tuple[Any, ...]:
     The last is its owner, to be kept until the last launch: from then on the allocator may
     hand the memory on, to work that comes later on the stream.
     """
-    memory = x.library.new(scratch.form, x)
+    memory = x.library.scratch(scratch.form, x)
     if not SIMULATED:
         return memory.address, memory.address + scratch.offset, memory.owner
     first = scratch.offset // memory.itemsize

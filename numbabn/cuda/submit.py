@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays.device import DeviceArray
-from .compile import Variant, compiled
-from .runtime import SIMULATED, cuda
+from .compile import Variant, compiled, is_loaded
+from .runtime import SIMULATED, cuda, is_capturing
 
 if not SIMULATED:
     from cuda.core import launch as launch_now
@@ -69,7 +69,7 @@ class Step:
             return
         kernel = self._kernels.get(like.device)
         if kernel is None:
-            kernel = self._kernels[like.device] = compiled(self.variant, like.device)
+            kernel = self._kernels[like.device] = self._loaded(like)
         if SIMULATED:
             kernel[self.blocks, self.variant.threads](*arguments, *groups, *self.constants)
             return
@@ -83,6 +83,15 @@ class Step:
         # grids that are small because the work is. An int is 8 bytes to this launch, a float too.
         stream = _core_stream(like.device, like.stream)
         launch_now(stream, self._configuration, kernel, *arguments, *self._flat)
+
+    def _loaded(self, like: DeviceArray) -> Any:
+        device = like.device
+        if not (SIMULATED or is_loaded(self.variant, device)) and is_capturing(device, like.stream):
+            raise RuntimeError(
+                f"{self.variant.name} cannot be loaded while a CUDA graph is captured: make the "
+                "same call once before, with arrays of these shapes and dtypes"
+            )
+        return compiled(self.variant, device)
 
 
 def _flattened(constants: tuple[Any, ...]) -> tuple[int, ...]:
