@@ -8,20 +8,22 @@ when it is first launched, or for any compute capability where there is none:
         cuda.compile(variant.function, variant.signature, device=False, output="ptx",
                      cc=(9, 0), abi="numba", **variant.options)
 
-Nothing is kept on disk: Numba's files are named after functions, which all variants of a
-kernel share.
+What was compiled is kept on disk, see `cubins`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
-from . import copies, elements, folds, kernels, masks, partition
+from . import copies, cubins, elements, folds, kernels, masks, partition
 from .arithmetic import element_functions
 from .runtime import SIMULATED, bound, cuda, device_function
 
@@ -241,7 +243,6 @@ def variants() -> Iterator[Variant]:
 
 
 _compiled: dict[tuple[str, int], Any] = {}
-_translated: dict[str, Any] = {}
 
 
 def is_loaded(variant: Variant, device: int) -> bool:
@@ -250,7 +251,10 @@ def is_loaded(variant: Variant, device: int) -> bool:
 
 
 def compiled(variant: Variant, device: int) -> Any:
-    """The variant for a device, which has to be the current one; its first use takes seconds."""
+    """The variant for a device, which has to be the current one.
+
+    Its first use in a process loads it; the first of all takes seconds.
+    """
     kernel = _compiled.get((variant.name, device))
     if kernel is None:
         kernel = _compiled[variant.name, device] = _load(variant)
@@ -260,11 +264,71 @@ def compiled(variant: Variant, device: int) -> Any:
 def _load(variant: Variant) -> Any:
     if SIMULATED:
         return cuda.jit(variant.function)
-    translated = _translated.get(variant.name)
-    if translated is None:
-        # Not optimized at link time: what is compiled without a device is the same code.
-        dispatcher = cuda.jit(variant.signature, lto=False, **variant.options)(variant.function)
-        (translated,) = dispatcher.overloads.values()
-        _translated[variant.name] = translated
-    translated.bind()
-    return translated._codelibrary.get_cufunc().kernel
+    from cuda.core import ObjectCode
+
+    capability = tuple(cuda.get_current_device().compute_capability)
+    name, code = kept(variant, capability)
+    return ObjectCode.from_cubin(code, name=variant.name).get_kernel(name)
+
+
+def kept(variant: Variant, capability: tuple[int, int]) -> tuple[str, bytes]:
+    """The variant's name in its machine code, and that, from the cache or compiled into it."""
+    architecture = f"sm_{capability[0]}{capability[1]}"
+    found = cubins.load(variant.name, architecture)
+    if found is None:
+        found = build(variant, capability)
+        cubins.keep(variant.name, architecture, *found)
+    return found
+
+
+def keep_named(name: str, capability: tuple[int, int]) -> None:
+    """`kept` of the variant of this name, for processes that a variant does not go to."""
+    for variant in variants():
+        if variant.name == name:
+            kept(variant, capability)
+
+
+def capability_of(architecture: str) -> tuple[int, int]:
+    """The compute capability of "sm_90", (9, 0); ValueError where it is no such name."""
+    found = re.fullmatch(r"sm_(\d+)(\d)", architecture)
+    if found is None:
+        raise ValueError(f"--arch must be like sm_90, got {architecture}")
+    return int(found[1]), int(found[2])
+
+
+def architectures_here() -> list[str]:
+    """Of the devices that are here, each once."""
+    capabilities = {tuple(device.compute_capability) for device in cuda.list_devices()}
+    return [f"sm_{major}{minor}" for major, minor in sorted(capabilities)]
+
+
+def build(variant: Variant, capability: tuple[int, int]) -> tuple[str, bytes]:
+    """Compile a variant; no device is needed."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    with _as_if_on(capability):
+        ptx, _ = cuda.compile(
+            variant.function, variant.signature, device=False, output="ptx", cc=capability,
+            abi="numba", **variant.options,
+        )  # fmt: skip
+    (name,) = _ENTRY.findall(ptx)
+    options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}")
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    return name, bytes(linker.link("cubin").code)
+
+
+_ENTRY = re.compile(r"^\s*\.visible \.entry (\w+)\(", re.MULTILINE)
+
+
+@contextmanager
+def _as_if_on(capability: tuple[int, int]) -> Iterator[None]:
+    """As if the current device were of this capability: numba-cuda asks it when it compiles a
+    device function, whatever capability was asked for."""
+    from numba.cuda import dispatcher
+
+    device = SimpleNamespace(compute_capability=capability)
+    before, dispatcher.get_current_device = dispatcher.get_current_device, lambda: device
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before

@@ -287,11 +287,13 @@ def statistics(x, on, partial, steps, cut):
     height = 1 << cut.y_bits
     # The rule: chunks of which every element counts, without a question for each.
     while MASK == NONE and is_whole(cut, position, last, address, CHUNK):
-        for k in range(CHUNK):
-            fetch(x, address, words, k * WORDS)
+        for k in range(0, FETCHED, WORDS):
+            fetch(x, address, words, k)
             run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
-        for k in range(CHUNK):
-            widen(x, words, k * WORDS, values, k * VECTOR)
+        place = 0
+        for k in range(0, FETCHED, WORDS):
+            widen(x, words, k, values, place)
+            place += VECTOR
         absorb(values, weights, True, number, high, low, m2)
         position += CHUNK * height
     # Rows that are on, closed up: `bits` says which are, of those from `base` on that were asked.
@@ -321,16 +323,20 @@ def statistics(x, on, partial, steps, cut):
                 ahead[j] = is_row_on(on, steps, asked + j * height, last)
         if bits != 0:
             counts = True
-            for k in range(CHUNK):
+            place = 0
+            for k in range(0, FETCHED, WORDS):
                 counts = bits != 0
                 if counts:
                     row = base + (np.int64(cuda.ffs(np.uint32(bits)) - 1) << cut.y_bits)
-                    fetch(x, row * cut.run_step + vector * cut.vector_step, words, k * WORDS)
+                    fetch(x, row * cut.run_step + vector * cut.vector_step, words, k)
                     bits &= bits - 1
                 for lane in range(VECTOR):
-                    weights[k * VECTOR + lane] = one if counts else zero
-            for k in range(CHUNK):
-                widen(x, words, k * WORDS, values, k * VECTOR)
+                    weights[place + lane] = one if counts else zero
+                place += VECTOR
+            place = 0
+            for k in range(0, FETCHED, WORDS):
+                widen(x, words, k, values, place)
+                place += VECTOR
             if counts:
                 absorb(values, weights, True, number, high, low, m2)
             else:

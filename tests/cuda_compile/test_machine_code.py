@@ -179,12 +179,6 @@ def test_the_checks_see_what_they_look_for():
     assert kernel.spilled > 0
 
 
-def test_what_was_compiled_for_another_device_is_not_kept():
-    before = dict(compile._compiled), dict(compile._translated)
-    offline.compiled(VARIANTS["copy_32"])
-    assert (compile._compiled, compile._translated) == before
-
-
 def test_blocks_are_limited_by_registers_threads_and_shared_memory():
     kernel = offline.Compiled(64, 0, 0, 0, Counter(), 0, 0, 0, 0, 0, [])
     assert kernel.resident(256, (9, 0)) == 4  # 65536 / (64 · 256)
