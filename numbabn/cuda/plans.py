@@ -113,6 +113,12 @@ def over_channels(kernel: str, dtype: Any, channels: int, kinds: tuple[int, ...]
     return Step(variant, -(-channels // compile.CHANNEL_THREADS), kinds, channels)
 
 
+def forget() -> None:
+    """Plan anew, for other bounds of `partition`."""
+    for kept in (of_forward, of_backward, normalize, normalize_given, gradient, over_channels):
+        kept.cache_clear()
+
+
 def aligned(*arrays: DeviceArray) -> bool:
     """Whether the memory of all begins at a multiple of a vector."""
     together = 0
