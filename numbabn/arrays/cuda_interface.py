@@ -13,7 +13,7 @@ import numpy as np
 from ..cuda.runtime import SIMULATED, cuda, on, order
 from . import c_steps, is_on_device
 from .cupy import CUPY
-from .device import DeviceArray, Form, OnDevice, dtype_of, form_of
+from .device import DeviceArray, Form, OnDevice, described_as, dtype_of, form_of
 from .torch import TORCH
 
 # Bytes of scratch that are kept at least; most calls need less.
@@ -49,7 +49,7 @@ class Interface(OnDevice):
             if stream and stream != like.stream:
                 order(device, stream, like.stream)
             stream = like.stream
-        return DeviceArray(
+        return described_as(
             address,
             form_of(shape, tuple(strides), dtype),
             device,

@@ -131,22 +131,11 @@ class DeviceArray(NamedTuple):
     stream: int  # what its library runs on now
     library: OnDevice
     owner: Array  # the array itself, which keeps the memory
-    read_only: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes of its axes."""
-        return self.form.shape
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Bytes between neighbours along each axis."""
-        return self.form.strides
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype."""
-        return self.form.dtype
+    read_only: bool
+    # As `form` has them: a field is found faster than a property, and these are asked for often.
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # bytes
+    dtype: DType
 
     @property
     def ndim(self) -> int:
@@ -170,7 +159,8 @@ class DeviceArray(NamedTuple):
 
     def of_form(self, form: Form, offset: int = 0) -> DeviceArray:
         """Its memory from `offset` bytes on, as an array of another form."""
-        return _new(DeviceArray, (self[0] + offset, form, *self[2:]))
+        shape_and_more = form.shape, form.strides, form.dtype
+        return _new(DeviceArray, (self[0] + offset, form, *self[2:7], *shape_and_more))
 
     def transpose(self, order: tuple[int, ...]) -> DeviceArray:
         """Its axes in this order."""
@@ -191,10 +181,17 @@ _new = tuple.__new__
 
 
 def described_as(
-    address: int, form: Form, device: int, stream: int, library: OnDevice, owner: Array
+    address: int,
+    form: Form,
+    device: int,
+    stream: int,
+    library: OnDevice,
+    owner: Array,
+    read_only: bool = False,
 ) -> DeviceArray:
-    """A `DeviceArray` that may be written to."""
-    return _new(DeviceArray, (address, form, device, stream, library, owner, False))
+    """A `DeviceArray` of this form."""
+    where = (address, form, device, stream, library, owner, read_only)
+    return _new(DeviceArray, (*where, form.shape, form.strides, form.dtype))
 
 
 class OnDevice(Library):
