@@ -44,6 +44,9 @@ STATISTICS_BYTES = 512 * MIB
 CHANNELS, SIDE = 64, 32
 EPSILON = 1e-3
 TURNS, QUICK_TURNS = 21, 3
+# Cycles that the device idles before the clock starts, for each call: 100 µs and more, in which the
+# host queues work that would otherwise be waited for.
+CYCLES_TO_QUEUE = 200_000
 
 COPY, OURS, NATIVE, CUDNN = "copy", "numbabn", "torch native", "cuDNN"
 OPERATIONS = ("forward", "backward")
@@ -74,10 +77,10 @@ def shape_of(size: int, itemsize: int) -> tuple[int, int, int, int]:
 def buffers_of(size: int, cache: int) -> int:
     """How many inputs of `size` bytes take turns, so that none is in the cache when it comes.
 
-    With their gradients they are four times the cache, so that every one is displaced by others;
-    and at least two: a call may leave a part of the largest input behind.
+    The inputs beside one are four times the cache, so that others displace it; and there are at
+    least two of them: a call leaves a part of the largest input behind, and its output.
     """
-    return max(2, ceil(4 * cache / (2 * size)))
+    return max(3, 1 + ceil(4 * cache / size))
 
 
 def memory_of(size: int, buffers: int) -> int:
@@ -319,8 +322,7 @@ class Device:
         calls: functions that make a number of calls and return how many
         """
         torch = self.torch
-        for call in calls.values():
-            call()
+        numbers = {name: call() for name, call in calls.items()}
         torch.cuda.synchronize()
         order = np.random.default_rng(0)
         names = list(calls)
@@ -328,6 +330,7 @@ class Device:
         for _ in range(turns):
             for i in order.permutation(len(names)):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                torch.cuda._sleep(CYCLES_TO_QUEUE * numbers[names[i]])
                 start.record()
                 number = calls[names[i]]()
                 end.record()

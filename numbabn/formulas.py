@@ -52,9 +52,14 @@ def variance_of(count, m2):
     return m2 / (count + (count == 0))
 
 
+def square_root(value):
+    """Of numbers or arrays; targets may have an instruction for it."""
+    return value**0.5
+
+
 def standard_deviation(variance, epsilon):
     """sqrt(variance + epsilon); numbers or arrays."""
-    return (variance + epsilon) ** 0.5
+    return square_root(variance + epsilon)
 
 
 def renorm_r_d(mean, stddev, reference_mean, reference_stddev, epsilon, rmin, rmax, dmax):

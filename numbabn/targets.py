@@ -26,7 +26,11 @@ def library_of(array: Any) -> Library:
     """
     if type(array) is np.ndarray or not is_on_device(array):
         return NUMPY
-    return next(library for library in device_libraries().values() if library.owns(array))
+    for library in device_libraries().values():
+        if library.owns(array):
+            break
+    # The last owns what no other does.
+    return library
 
 
 def launchers_of(library: Library) -> ModuleType:

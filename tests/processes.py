@@ -4,8 +4,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
+
+import numbabn
+
+
+def environment_of(**changes):
+    """This process's environment, in which a program finds the numbabn that is tested.
+
+    It may be that of a checkout, found by a relative path, or by the folder that tests began in.
+    """
+    here = str(Path(numbabn.__file__).parents[1])
+    others = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = [here, *others] if os.environ.get("PYTHONPATH") else [here]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **changes}
 
 
 def run_python(program, *arguments, timeout=240, **environment):
@@ -15,7 +29,7 @@ def run_python(program, *arguments, timeout=240, **environment):
         finished = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             cwd=folder,
-            env=os.environ | environment,
+            env=environment_of(**environment),
             capture_output=True,
             text=True,
             timeout=timeout,

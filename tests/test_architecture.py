@@ -46,7 +46,7 @@ FLOORS = [
 LATE = {
     "numbabn.targets": "CUDA's launchers and libraries, when a first array on a device comes",
     "numbabn.cuda.availability": "numba-cuda, to say why nothing can run on a device",
-    "numbabn.keras.device": "CUDA's launchers, when a first tensor on a device comes",
+    "numbabn.commands.warmup": "CUDA's kernels, when they are to be compiled ahead of time",
 }
 # Who may import what others have made, by the longest of these names. Commands print versions and
 # set threads; what is typed is typed alike for both targets.

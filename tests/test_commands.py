@@ -29,13 +29,15 @@ def test_info_names_what_it_runs_on(capsys):
     assert numbabn.__version__ in printed
 
 
-def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4)):
+def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4), parts=()):
     """Stand-ins for what `info` asks of numba-cuda."""
     h200 = SimpleNamespace(id=0, name="NVIDIA H200", compute_capability=(9, 0))
     cuda = SimpleNamespace(
         runtime=SimpleNamespace(get_version=lambda: toolkit), list_devices=lambda: [h200]
     )
     monkeypatch.setattr("numbabn.commands.info.why_unavailable", lambda: missing)
+    monkeypatch.setattr("numbabn.commands.info.missing_parts", lambda: list(parts))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "numba.cuda", cuda)
     monkeypatch.setitem(
         sys.modules, "numba.cuda.cudadrv.driver", SimpleNamespace(get_version=lambda: driver)
@@ -52,12 +54,22 @@ def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4)):
             "driver: pip install 'numbabn[cuda12]'\n",
         ),
         (
+            {"missing": "it is not there", "parts": ["libNVVM is missing", "NVRTC is missing"]},
+            "CUDA              no: it is not there\n"
+            "CUDA, part 1      libNVVM is missing\n"
+            "CUDA, part 2      NVRTC is missing\n",
+        ),
+        (
+            {"parts": ["libNVVM is missing"]},
+            "CUDA              no: nothing can be compiled\nCUDA, part 1      libNVVM is missing\n",
+        ),
+        (
             {},
             "CUDA              driver for CUDA 13.0, toolkit 13.4\n"
             "device 0          NVIDIA H200, compute capability 9.0\n",
         ),
     ],
-    ids=["something is missing", "an old driver", "a device"],
+    ids=["no driver", "an old driver", "no driver and no toolkit", "no toolkit", "a device"],
 )
 def test_info_says_what_cuda_there_is(installed, said, monkeypatch, capsys):
     install_cuda(monkeypatch, **installed)

@@ -5,15 +5,20 @@ On the stream that the interface names, else the default one. Results are Numba'
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 
-from ..cuda.runtime import SIMULATED, cuda, on
-from . import c_steps
+from ..cuda.runtime import SIMULATED, cuda, on, order
+from . import c_steps, is_on_device
 from .cupy import CUPY
-from .device import DeviceArray, DType, OnDevice, dtype_of
+from .device import DeviceArray, Form, OnDevice, described_as, dtype_of, form_of
 from .torch import TORCH
+
+# Bytes of scratch that are kept at least; most calls need less.
+_LEAST_KEPT = 1 << 20
+_kept = threading.local()
 
 
 class Interface(OnDevice):
@@ -22,17 +27,14 @@ class Interface(OnDevice):
     name = "interface"
 
     def owns(self, array: Any) -> bool:
-        return not (TORCH.owns(array) or CUPY.owns(array))
+        return is_on_device(array) and not (TORCH.owns(array) or CUPY.owns(array))
 
     @property
     def _kind(self) -> str:
         return "an array with the CUDA array interface"
 
-    def read(self, array: Any) -> DeviceArray:
-        # Simulated device arrays have the host's interface.
-        interface = getattr(array, "__cuda_array_interface__", None)
-        if interface is None:
-            interface = array._ary.__array_interface__
+    def read(self, array: Any, like: DeviceArray | None = None) -> DeviceArray:
+        interface = _interface_of(array)
         if interface.get("mask") is not None:
             raise TypeError("an array with a mask of its own cannot be read: pass it as mask=")
         dtype = dtype_of(interface["typestr"])
@@ -41,26 +43,45 @@ class Interface(OnDevice):
         if strides is None:
             strides = tuple(step * dtype.itemsize for step in c_steps(shape))
         address = interface["data"][0] or 0
-        return DeviceArray(
+        device, stream = _device_of(array, address), interface.get("stream") or 0
+        if like is not None:
+            # Of version 3: nobody is to touch the array before what is on its stream has run.
+            if stream and stream != like.stream:
+                order(device, stream, like.stream)
+            stream = like.stream
+        return described_as(
             address,
-            shape,
-            tuple(strides),
-            dtype,
-            _device_of(array, address),
-            interface.get("stream") or 0,
+            form_of(shape, tuple(strides), dtype),
+            device,
+            stream,
             self,
             array,
             bool(interface["data"][1]),
         )
 
-    def allocate(
-        self, shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
-    ) -> Any:
-        strides = tuple(step * dtype.itemsize for step in steps)
+    def address(self, array: Any) -> int:
+        return _interface_of(array)["data"][0] or 0
+
+    def allocate(self, form: Form, like: DeviceArray) -> Any:
         with on(like.device):
             # The interface of a result names the stream that it is made on.
             stream = cuda.external_stream(like.stream) if like.stream else 0
-            return cuda.device_array(shape, dtype.on_host, strides=strides, stream=stream)
+            return cuda.device_array(
+                form.shape, form.dtype.on_host, strides=form.strides, stream=stream
+            )
+
+    def scratch(self, form: Form, like: DeviceArray) -> DeviceArray:
+        """Kept for each thread and stream: the driver's own allocator waits for the device.
+
+        Calls of one thread on one stream follow each other, and take it in turns.
+        """
+        kept = _kept.__dict__.setdefault("by_stream", {})
+        key = (like.device, like.stream)
+        size = form.size * form.itemsize
+        if key not in kept or kept[key].size < size:
+            # With room for larger calls to come: to free it waits.
+            kept[key] = self.empty((max(size + size // 2, _LEAST_KEPT),), np.uint8, like)
+        return kept[key].of_form(form)
 
     def view(self, array: Any, shape: tuple[int, ...], steps: tuple[int, ...], first: int) -> Any:
         itemsize = array.dtype.itemsize
@@ -78,6 +99,12 @@ class Interface(OnDevice):
     def from_host(self, array: Any, device: Any) -> Any:
         with on(device):
             return cuda.to_device(np.ascontiguousarray(array))
+
+
+def _interface_of(array: Any) -> dict[str, Any]:
+    interface = getattr(array, "__cuda_array_interface__", None)
+    # Simulated device arrays have the host's.
+    return array._ary.__array_interface__ if interface is None else interface
 
 
 def _reach(shape: tuple[int, ...], steps: tuple[int, ...]) -> int:

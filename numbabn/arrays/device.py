@@ -58,70 +58,140 @@ def dtype_of(dtype: Any) -> DType:
 FLOAT32, FLOAT64 = dtype_of(np.float32), dtype_of(np.float64)
 
 
+class Form:
+    """What of an array follows from its shape, strides and dtype; made once for all like it.
+
+    shape, strides      tuples; strides are in bytes
+    low, high           the half-open range of addresses of its elements, from its own on
+    is_contiguous       whether its memory is its elements in C order
+    is_aligned          whether its strides are multiples of its elements
+    is_float            whether kernels compute with its dtype
+    """
+
+    __slots__ = (
+        "_ordered", "_shaped", "dtype", "high", "is_aligned", "is_contiguous", "is_float",
+        "itemsize", "low", "shape", "size", "strides",
+    )  # fmt: skip
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: DType) -> None:
+        self.shape, self.strides, self.dtype = shape, strides, dtype
+        self.itemsize, self.size = dtype.itemsize, prod(shape)
+        self.is_contiguous = self.size == 0 or all(
+            size == 1 or step == expected * self.itemsize
+            for size, step, expected in zip(shape, strides, c_steps(shape), strict=True)
+        )
+        self.is_float = float_name(dtype) is not None
+        self.is_aligned = not any(step % self.itemsize for step in strides)
+        spans = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
+        self.low = self.high = 0
+        if self.size:
+            self.low = sum(span for span in spans if span < 0)
+            self.high = sum(span for span in spans if span > 0) + self.itemsize
+        self._ordered: dict[tuple[int, ...], Form] = {}
+        self._shaped: dict[tuple[int, ...], Form] = {}
+
+    def in_order(self, order: tuple[int, ...]) -> Form:
+        """With its axes in this order."""
+        found = self._ordered.get(order)
+        if found is None:
+            shape, strides = (
+                tuple(each[axis] for axis in order) for each in (self.shape, self.strides)
+            )
+            found = self._ordered[order] = form_of(shape, strides, self.dtype)
+        return found
+
+    def of_shape(self, shape: tuple[int, ...]) -> Form:
+        """Contiguous memory of the same dtype, in another shape."""
+        found = self._shaped.get(shape)
+        if found is None:
+            found = self._shaped[shape] = dense_form(shape, self.dtype)
+        return found
+
+
+@lru_cache(maxsize=4096)
+def form_of(shape: tuple[int, ...], strides: tuple[int, ...], dtype: DType) -> Form:
+    """The form of arrays of this shape, of strides in bytes, and of this dtype."""
+    return Form(shape, strides, dtype)
+
+
+@lru_cache(maxsize=4096)
+def dense_form(shape: tuple[int, ...], dtype: Any, order: tuple[int, ...] | None = None) -> Form:
+    """That of dense arrays, their axes in this order, slowest first; None for C order."""
+    kind = dtype_of(dtype)
+    steps = c_steps(shape) if order is None else steps_in_order(shape, order)
+    return form_of(shape, tuple(step * kind.itemsize for step in steps), kind)
+
+
 class DeviceArray(NamedTuple):
     """What kernels and checks need to know of an array."""
 
     address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # bytes
-    dtype: DType
+    form: Form
     device: int
     stream: int  # what its library runs on now
     library: OnDevice
     owner: Array  # the array itself, which keeps the memory
-    read_only: bool = False
+    read_only: bool
+    # As `form` has them: a field is found faster than a property, and these are asked for often.
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # bytes
+    dtype: DType
 
     @property
     def ndim(self) -> int:
         """The rank."""
-        return len(self.shape)
+        return len(self.form.shape)
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return prod(self.shape)
+        return self.form.size
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return self.dtype.itemsize
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether its memory is its elements in C order."""
-        expected = self.dtype.itemsize
-        for size, step in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if size != 1 and step != expected:
-                return 0 in self.shape
-            expected *= size
-        return True
+        return self.form.itemsize
 
     @property
     def extent(self) -> tuple[int, int]:
         """The half-open range of addresses that its elements lie in."""
-        if self.size == 0:
-            return self.address, self.address
-        spans = [(size - 1) * step for size, step in zip(self.shape, self.strides, strict=True)]
-        low = self.address + sum(span for span in spans if span < 0)
-        high = self.address + sum(span for span in spans if span > 0)
-        return low, high + self.dtype.itemsize
+        return self.address + self.form.low, self.address + self.form.high
+
+    def of_form(self, form: Form, offset: int = 0) -> DeviceArray:
+        """Its memory from `offset` bytes on, as an array of another form."""
+        shape_and_more = form.shape, form.strides, form.dtype
+        return _new(DeviceArray, (self[0] + offset, form, *self[2:7], *shape_and_more))
 
     def transpose(self, order: tuple[int, ...]) -> DeviceArray:
         """Its axes in this order."""
-        return self._replace(
-            shape=tuple(self.shape[axis] for axis in order),
-            strides=tuple(self.strides[axis] for axis in order),
-        )
+        return self.of_form(self.form.in_order(order))
 
     def reshape(self, shape: tuple[int, ...]) -> DeviceArray:
         """Contiguous memory in another shape."""
-        return self._replace(
-            shape=shape, strides=tuple(step * self.itemsize for step in c_steps(shape))
-        )
+        form = self.form.of_shape(shape)
+        return self if form is self.form else self.of_form(form)
 
     def part(self, first: int, shape: tuple[int, ...]) -> DeviceArray:
         """Some of the elements of contiguous memory, from the `first` on."""
-        return self._replace(address=self.address + first * self.itemsize).reshape(shape)
+        return self.of_form(self.form.of_shape(shape), first * self.form.itemsize)
+
+
+# Past the class's own way, which takes three times as long: a call makes a dozen of these.
+_new = tuple.__new__
+
+
+def described_as(
+    address: int,
+    form: Form,
+    device: int,
+    stream: int,
+    library: OnDevice,
+    owner: Array,
+    read_only: bool = False,
+) -> DeviceArray:
+    """A `DeviceArray` of this form."""
+    where = (address, form, device, stream, library, owner, read_only)
+    return _new(DeviceArray, (*where, form.shape, form.strides, form.dtype))
 
 
 class OnDevice(Library):
@@ -132,14 +202,16 @@ class OnDevice(Library):
     parameters_are_dense = False
 
     @abstractmethod
-    def read(self, array: Array) -> DeviceArray:
-        """What is known of an array of this library."""
+    def read(self, array: Array, like: DeviceArray | None = None) -> DeviceArray:
+        """What is known of an array of this library, work on which is to be ordered with `like`."""
 
     @abstractmethod
-    def allocate(
-        self, shape: tuple[int, ...], steps: tuple[int, ...], dtype: DType, like: DeviceArray
-    ) -> Array:
-        """A new array of such strides, in elements, on the device of `like`."""
+    def address(self, array: Array) -> int:
+        """Where a new array of this library begins."""
+
+    @abstractmethod
+    def allocate(self, form: Form, like: DeviceArray) -> Array:
+        """A new array of this form on the device of `like`."""
 
     @abstractmethod
     def view(
@@ -147,24 +219,31 @@ class OnDevice(Library):
     ) -> Array:
         """Elements of a contiguous array, from its `first` on, as an array of such strides."""
 
+    def scratch(self, form: Form, like: DeviceArray) -> DeviceArray:
+        """Memory for the time of a call, on the stream of `like`; its owner is kept as long."""
+        return self.new(form, like)
+
+    def assign(self, source: DeviceArray, target: DeviceArray) -> bool:
+        """target[...] = source, by the library's own copy; False where it has none."""
+        return False
+
     @abstractmethod
     def owns(self, array: Any) -> bool:
-        """Whether an array on a device is of this library, and not of one that has its own file."""
+        """Whether something is an array on a device, of this library and not of one with a file."""
 
     def describe(self, array: Any, name: str, like: DeviceArray | None = None) -> DeviceArray:
-        if not (is_on_device(array) and self.owns(array)):
+        if not self.owns(array):
             wanted = "on a CUDA device" if like is None else f"{self._kind}, as x is"
             raise TypeError(f"{name} must be {wanted}, got {type(array).__name__}")
-        described = self.read(array)
+        described = self.read(array, like)
         if like is not None and described.device != like.device and described.size:
             raise ValueError(
                 f"{name} must be on the device of x, {like.device}, got device {described.device}"
             )
-        size = described.itemsize
-        if described.address % size or any(step % size for step in described.strides):
-            raise ValueError(f"{name} must be aligned to its elements of {size} bytes")
-        # Work on it is ordered with the work on x.
-        return described if like is None else described._replace(stream=like.stream)
+        form = described.form
+        if described.address % form.itemsize or not form.is_aligned:
+            raise ValueError(f"{name} must be aligned to its elements of {form.itemsize} bytes")
+        return described
 
     @property
     def _kind(self) -> str:
@@ -178,7 +257,7 @@ class OnDevice(Library):
 
     def parameter(self, values: Any, name: str, like: DeviceArray | None) -> DeviceArray:
         described = self.describe(values, name, like)
-        if float_name(described.dtype) is None:
+        if not described.form.is_float:
             raise TypeError(f"{name} must hold floats, got {described.dtype.name}")
         return described
 
@@ -209,12 +288,11 @@ class OnDevice(Library):
         return given
 
     def is_dense(self, described: DeviceArray) -> bool:
-        return described.is_contiguous
+        return described.form.is_contiguous
 
     def with_last_axis(self, described: DeviceArray) -> DeviceArray:
-        return described._replace(
-            shape=(*described.shape, 1), strides=(*described.strides, described.itemsize)
-        )
+        shape, strides = (*described.shape, 1), (*described.strides, described.itemsize)
+        return described.of_form(form_of(shape, strides, described.dtype))
 
     def overlaps(self, described: DeviceArray, other: Any, name: str) -> bool:
         """Arrays count as overlapping where their ranges of addresses do."""
@@ -247,9 +325,12 @@ class OnDevice(Library):
         like: DeviceArray,
         order: tuple[int, ...] | None = None,
     ) -> DeviceArray:
-        steps = c_steps(shape) if order is None else steps_in_order(shape, order)
-        array = self.allocate(shape, steps, dtype_of(dtype), like)
-        return self.read(array)._replace(stream=like.stream, device=like.device)
+        return self.new(dense_form(shape, dtype, order), like)
+
+    def new(self, form: Form, like: DeviceArray) -> DeviceArray:
+        """`empty`, of a form that is dense in some order."""
+        array = self.allocate(form, like)
+        return described_as(self.address(array), form, like.device, like.stream, self, array)
 
     def array(self, described: DeviceArray) -> Array:
         return described.owner

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import platform
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +16,7 @@ import numbabn
 
 from ..cpu.compile import cache_folder, why_not_kept
 from ..cpu.threads import LEAST_PARALLEL
-from ..cuda.availability import why_unavailable
+from ..cuda.availability import missing_parts, why_unavailable
 
 PACKAGES = ["numba", "llvmlite", "numpy", "ml_dtypes", "numba-cuda", "keras", "torch", "jax"]
 # Those that decide what the kernels compile to: vector width, and 16-bit floats in hardware.
@@ -82,12 +83,15 @@ def _features() -> list[str]:
 
 
 def _cuda() -> dict[str, str]:
-    """A row on CUDA, and one for each device."""
+    """A row on CUDA, one for each part of its toolkit that is missing, and one for each device."""
     reason = why_unavailable()
     if reason is not None:
-        return {"CUDA": f"no: {reason}"}
+        return {"CUDA": f"no: {reason}", **_toolkit()}
     if numba.config.ENABLE_CUDASIM:
         return {"CUDA": "simulated on the host, as NUMBA_ENABLE_CUDASIM says"}
+    missing = _toolkit()
+    if missing:
+        return {"CUDA": "no: nothing can be compiled", **missing}
     cuda = importlib.import_module("numba.cuda")
     driver = importlib.import_module("numba.cuda.cudadrv.driver").get_version()
     toolkit = cuda.runtime.get_version()
@@ -96,6 +100,13 @@ def _cuda() -> dict[str, str]:
         fitting = f"pip install 'numbabn[cuda{driver[0]}]'"
         return {"CUDA": f"no: {versions}, which is too new for the driver: {fitting}"}
     return {"CUDA": versions, **{f"device {d.id}": _device(d) for d in cuda.list_devices()}}
+
+
+def _toolkit() -> dict[str, str]:
+    """A row for each part of a toolkit that is missing; none without numba-cuda."""
+    if importlib.util.find_spec("numba_cuda") is None or numba.config.ENABLE_CUDASIM:
+        return {}
+    return {f"CUDA, part {i + 1}": text for i, text in enumerate(missing_parts())}
 
 
 def _device(device: Any) -> str:

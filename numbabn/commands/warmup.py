@@ -18,6 +18,7 @@ import numbabn
 
 from ..cpu.compile import cache_folder
 from ..cpu.threads import LEAST_PARALLEL
+from ..cuda.availability import why_unavailable
 from .extras import load
 
 # bfloat16 first: its conversions take longest to compile, and would otherwise be waited for.
@@ -29,17 +30,64 @@ RUN = 64
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """`warmup` has none."""
+    """`--cuda` and `--arch`."""
+    parser.add_argument("--cuda", action="store_true", help="compile the CUDA kernels instead")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        metavar="SM",
+        help="with --cuda: for which devices, as sm_90, once for each; the one here if left out",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
+    return run_cuda(options.arch) if options.cuda else run_cpu()
+
+
+def run_cuda(architectures: list[str] | None) -> int:
+    """Compile every CUDA kernel for devices that are here, or elsewhere."""
+    from ..cuda import compile, cubins
+
+    if architectures is None:
+        reason = why_unavailable()
+        if reason is not None:
+            raise SystemExit(f"There is no device to compile for, name one with --arch: {reason}")
+        architectures = compile.architectures_here()
+    try:
+        capabilities = [compile.capability_of(each) for each in architectures]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if cubins.folder() is None:
+        raise SystemExit(_NO_FOLDER)
+    started = time.perf_counter()
+    variants = list(compile.variants())
+    work = [(each.name, capability) for capability in capabilities for each in variants]
+    processes = min(len(work), numba.config.NUMBA_NUM_THREADS)
+    if processes > 1:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for done in [pool.submit(compile.keep_named, *each) for each in work]:
+                done.result()
+    else:
+        for each in work:
+            compile.keep_named(*each)
+    print(
+        f"{len(variants)} CUDA kernels for {' and '.join(architectures)} are in {cubins.folder()}, "
+        f"after {time.perf_counter() - started:.1f} s"
+    )
+    return 0
+
+
+_NO_FOLDER = (
+    "There is no folder to keep compiled kernels in: set NUMBA_CACHE_DIR to one that can be "
+    "written to"
+)
+
+
+def run_cpu() -> int:
     progress = load("tqdm", "bench").tqdm
     folder = cache_folder()
     if folder is None:
-        raise SystemExit(
-            "There is no folder to keep compiled kernels in: set NUMBA_CACHE_DIR to one that can "
-            "be written to"
-        )
+        raise SystemExit(_NO_FOLDER)
     started = time.perf_counter()
     # A fork would copy Numba's threads in an unknown state; spawn starts anew.
     with ProcessPoolExecutor(

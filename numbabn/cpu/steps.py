@@ -16,7 +16,7 @@ import numpy as np
 from .. import formulas
 from ..channels import COUNT, GAMMA, MEAN, VARIANCE, D, R
 from . import rows
-from .compile import exact
+from .compile import bound, exact
 from .elements import read_column, read_row, write_column, write_row
 from .masks import ELEMENT
 from .vectors import LINE_BYTES, fence
@@ -54,7 +54,9 @@ _MEAN, _FORWARD = len(Mean._fields), len(Forward._fields)
 merge = exact(formulas.merge)
 block_moments = exact(formulas.block_moments)
 variance_of = exact(formulas.variance_of)
-standard_deviation = exact(formulas.standard_deviation)
+standard_deviation = exact(
+    bound(formulas.standard_deviation, square_root=exact(formulas.square_root))
+)
 renorm_r_d = exact(formulas.renorm_r_d)
 scale_shift = exact(formulas.scale_shift)
 parameter_gradients = exact(formulas.parameter_gradients)

@@ -8,10 +8,11 @@ coefficient less for each column.
 """
 
 from functools import cache
+from math import sqrt
 from typing import Any, NamedTuple
 
 from .. import formulas
-from .runtime import bound, device_function
+from .runtime import SIMULATED, bound, device_function
 
 merge_in_two = device_function(formulas.merge_in_two)
 _OWN = {
@@ -19,6 +20,15 @@ _OWN = {
     "where": device_function(formulas.where),
 }
 _where = _OWN["where"]
+
+
+def _square_root(value):
+    return sqrt(value)
+
+
+square_root = device_function(formulas.square_root if SIMULATED else _square_root)
+standard_deviation = device_function(bound(formulas.standard_deviation, square_root=square_root))
+scale_shift = device_function(formulas.scale_shift)
 
 # Bound by `scaled_for`.
 ZERO: Any = None

@@ -8,27 +8,30 @@ when it is first launched, or for any compute capability where there is none:
         cuda.compile(variant.function, variant.signature, device=False, output="ptx",
                      cc=(9, 0), abi="numba", **variant.options)
 
-Nothing is kept on disk: Numba's files are named after functions, which all variants of a
-kernel share.
+What was compiled is kept on disk, see `cubins`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
-from . import copies, elements, folds, kernels, masks, partition
+from . import copies, cubins, elements, folds, kernels, masks, partition
 from .arithmetic import element_functions
 from .runtime import SIMULATED, bound, cuda, device_function
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MASKS = {"": masks.NONE, "rows": masks.ROW, "elements": masks.ELEMENT}
-# "scalar": reads of one element, by rows or by runs.
-LAYOUTS = ("rows", "runs", "scalar")
+# Bytes that are read at once in each layout. "narrow": rows that vectors of 16 do not fit, and that
+# are not joined since each has its own mask; "scalar": one element, by rows or by runs.
+LAYOUTS = {"rows": 16, "runs": 16, "narrow": 8, "scalar": 0}
 
 _ELEMENTS = {
     "float16": types.uint16,
@@ -40,7 +43,9 @@ _WORDS = {1: types.int8, 2: types.int16, 4: types.int32, 8: types.int64}
 
 # In simulation a block's threads are threads of the process, which take a while to start.
 THREADS = 32 if SIMULATED else partition.THREADS
-FOLD_THREADS = 32 if SIMULATED else 128
+CHANNEL_THREADS = 32 if SIMULATED else 128
+# Of the folds: eight channels of a block, and some thirty results to a thread where there are most.
+FOLD_THREADS = 32 if SIMULATED else 512
 # Blocks that should fit on a multiprocessor together: 64 bytes in flight in each thread of two
 # are 32 KB, and 25 KB cover the latency of an H200's memory (36 bytes a ns, 700 ns).
 RESIDENT = 2
@@ -55,7 +60,7 @@ class Variant(NamedTuple):
     function: Any  # the Python function, with its constants bound: `cuda.jit` was not applied
     signature: Any  # numba types; memory is a types.CPointer
     dtype: str  # of x; "" for kernels that no dtype of x has a part in
-    vectorized: bool  # elements are read and written 16 bytes at once
+    size: int  # bytes of elements that are read and written at once; 0 for one element
     threads: int  # of a block
     max_registers: int  # that a thread may have
     doubles: int  # float64 instructions of arithmetic that there may be at most; -1: any number
@@ -70,9 +75,9 @@ class Variant(NamedTuple):
         return REGISTERS // (self.max_registers * self.threads)
 
 
-def vector_of(dtype: str) -> int:
-    """Elements in 16 bytes."""
-    return elements.VECTOR_BYTES // np.dtype(_ELEMENTS[dtype].name).itemsize
+def vector_of(dtype: str, size: int = elements.VECTOR_BYTES) -> int:
+    """Elements in so many bytes; 1 for 0."""
+    return size // np.dtype(_ELEMENTS[dtype].name).itemsize or 1
 
 
 def _integers(count: int) -> Any:
@@ -88,7 +93,10 @@ _CUT, _FOLD = (
     for each in (partition.Partition, folds.Fold)
 )
 
-_CORRECTION = types.NamedTuple((_DOUBLE, _INT, _DOUBLE, _DOUBLE, _DOUBLE), folds.Correction)
+_CORRECTION = types.NamedTuple(
+    tuple(_INT if name == "way" else _DOUBLE for name in folds.Correction._fields),
+    folds.Correction,
+)
 
 
 def _parameters(count: int) -> tuple[Any, Any]:
@@ -100,7 +108,7 @@ def _compute(dtype: str) -> Any:
     return types.float64 if dtype == "float64" else types.float32
 
 
-def _chunk(kernel: str, vector: int, mask: str) -> int:
+def _chunk(kernel: str, size: int, vector: int, mask: str) -> int:
     """Positions that a thread reads before it computes: 64 bytes in flight, or 8 scalars."""
     arrays = 2 if kernel.startswith("gradient") else 1
     if vector == 1:
@@ -108,25 +116,27 @@ def _chunk(kernel: str, vector: int, mask: str) -> int:
     if mask == "elements":
         # Each element has a place in the mask to be found: more would not fit in registers.
         return max(1, 8 // (vector * arrays))
-    return 4 // arrays
+    return 64 // size // arrays
 
 
 @cache
 def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Variant:
-    """A kernel over elements: statistics, normalize, gradient_sums or gradient."""
+    """A kernel over elements: statistics, normalize, normalize_given, gradient_sums or gradient."""
     element, compute = types.CPointer(_ELEMENTS[dtype]), types.CPointer(_compute(dtype))
     signature = {
-        "statistics": (element, _BYTES, _STEPS, _CUT, compute),
-        "normalize": (element, compute, _CUT, element),
-        "gradient_sums": (element, element, _DOUBLES, _CUT, compute),
-        "gradient": (element, element, _BYTES, _STEPS, compute, _CUT, element),
+        "statistics": (element, _BYTES, compute, _STEPS, _CUT),
+        "normalize": (element, compute, element, _CUT),
+        "normalize_given": (element, element, _DOUBLE, *_parameters(4), _CUT),
+        "gradient_sums": (element, element, _DOUBLES, compute, _CUT),
+        "gradient": (element, element, _BYTES, compute, element, _STEPS, _CUT),
     }[kernel]
-    vectorized = layout != "scalar"
-    vector = vector_of(dtype) if vectorized else 1
-    lanes = vector if layout == "rows" else 1
+    size = LAYOUTS[layout]
+    vector, access = vector_of(dtype, size), elements.ACCESS[size]
+    lanes = 1 if layout == "runs" else vector
     name = "_".join(part for part in (kernel, layout, mask and f"masked_{mask}", dtype) if part)
-    chunk = _chunk(kernel, vector, mask)
+    chunk = _chunk(kernel, size, vector, mask)
     compute_type = np.float64 if dtype == "float64" else np.float32
+    words = elements.words_of(size, np.dtype(_ELEMENTS[dtype].name).itemsize)
     constants = {
         **element_functions(compute_type),
         "THREADS": THREADS,
@@ -136,17 +146,24 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "CHUNK": chunk,
         "VALUES": chunk * vector,
         "SHARED": lanes * THREADS,
+        "OWN": 3 * lanes,
+        "WORDS": words,
+        "IN_RUNS": layout in ("runs", "scalar"),
+        "FETCHED": chunk * words,
         # Without a mask of their own, a thread's columns have the same number of elements.
         "NUMBERS": lanes if mask == "elements" else 1,
         "MASK": MASKS[mask],
-        "load": elements.load_vector if vectorized else elements.load_scalar,
-        "store": elements.store_vector if vectorized else elements.store_scalar,
+        **access._asdict(),
+        "read": elements.parameter if dtype == "float64" else elements.narrow_parameter,
     }
-    absorb = device_function(bound(kernels.absorb, f"absorb_{name}", **constants))
-    function = bound(getattr(kernels, kernel), name, absorb=absorb, **constants)
+    constants |= {
+        each: device_function(bound(getattr(kernels, each), f"{each}_{name}", **constants))
+        for each in ("absorb", "apply")
+    }
+    function = bound(getattr(kernels, kernel), name, **constants)
     doubles = -1 if dtype == "float64" else 0
     return Variant(
-        name, function, types.void(*signature), dtype, vectorized, THREADS,
+        name, function, types.void(*signature), dtype, size, THREADS,
         REGISTERS // (RESIDENT * THREADS), doubles,
     )  # fmt: skip
 
@@ -157,25 +174,26 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
     compute = types.CPointer(_compute(dtype))
     signature = {
         "fold_forward": (
-            compute, _FOLD, *_parameters(4), _CORRECTION, _DOUBLES, compute,
+            compute, _DOUBLES, compute, types.UniTuple(_BYTES, 4), types.UniTuple(_BYTES, 10),
+            _CORRECTION, _integers(5), _FOLD,
         ),
-        "fold_backward": (compute, _FOLD, _DOUBLES, _INT, _DOUBLE, compute, compute),
-        "given_coefficients": (*_parameters(4), _DOUBLE, _INT, compute),
-        "move_statistics": (
-            _DOUBLES, _DOUBLE, _DOUBLE, _DOUBLE, _INT, *(types.UniTuple(compute, 5),) * 2,
+        "fold_backward": (compute, _DOUBLES, compute, compute, _DOUBLE, _INT, _FOLD),
+        "given_coefficients": (compute, _DOUBLE, *_parameters(4), _INT),
+        "given_statistics": (_DOUBLES, *_parameters(3), _INT),
+        "merge_statistics": (_DOUBLES, *_parameters(6), _INT),
+        "renorm_corrections": (
+            _DOUBLES, types.UniTuple(_BYTES, 4), _CORRECTION, _integers(4), _INT,
         ),
-        "given_statistics": (*_parameters(3), _INT, _DOUBLES),
-        "merge_statistics": (*_parameters(6), _INT, _DOUBLES),
-        "renorm_corrections": (*_parameters(4), _CORRECTION, _INT, _DOUBLES),
     }[kernel]  # fmt: skip
     name = f"{kernel}_{dtype}"
+    threads = FOLD_THREADS if kernel.startswith("fold") else CHANNEL_THREADS
     function = bound(
         getattr(folds, kernel),
         name,
-        THREADS=FOLD_THREADS,
+        THREADS=threads,
         COMPUTE=np.float64 if dtype == "float64" else np.float32,
     )
-    return _simple(name, function, signature)
+    return _simple(name, function, signature, threads)
 
 
 @cache
@@ -184,29 +202,38 @@ def word_kernel(kernel: str, size: int) -> Variant:
     word, axes = types.CPointer(_WORDS[size]), _integers(copies.AXES)
     signature = {
         "copy": (word, word, _integers(2), axes, axes, axes, _INT),
-        "bytes_on": (word, _INT, _BYTES, _integers(2), axes, axes, axes, _INT),
+        "bytes_on": (word, _BYTES, _INT, _integers(2), axes, axes, axes, _INT),
     }[kernel]
     name = f"{kernel}_{8 * size}"
-    return _simple(name, bound(getattr(copies, kernel), name), signature)
+    return _simple(name, bound(getattr(copies, kernel), name), signature, CHANNEL_THREADS)
 
 
-def _simple(name: str, function: Any, signature: tuple[Any, ...]) -> Variant:
-    registers = 128
-    return Variant(name, function, types.void(*signature), "", False, FOLD_THREADS, registers, -1)
+def _simple(name: str, function: Any, signature: tuple[Any, ...], threads: int) -> Variant:
+    registers = min(128, REGISTERS // (RESIDENT * threads))
+    return Variant(name, function, types.void(*signature), "", False, threads, registers, -1)
 
 
 def variants() -> Iterator[Variant]:
     """All of them."""
     for dtype in DTYPES:
         for layout in LAYOUTS:
-            for kernel in ("statistics", "normalize", "gradient_sums", "gradient"):
+            if layout == "narrow":
+                continue
+            for kernel in (
+                "statistics", "normalize", "normalize_given", "gradient_sums", "gradient",
+            ):  # fmt: skip
                 yield element_kernel(kernel, dtype, layout)
             for kernel in ("statistics", "gradient"):
                 if layout != "runs":
                     yield element_kernel(kernel, dtype, layout, "rows")
                 yield element_kernel(kernel, dtype, layout, "elements")
+    for dtype in DTYPES:
+        if vector_of(dtype, LAYOUTS["narrow"]) > 1:
+            for kernel in ("statistics", "gradient"):
+                for mask in ("rows", "elements"):
+                    yield element_kernel(kernel, dtype, "narrow", mask)
     for dtype in ("float32", "float64"):
-        for kernel in ("fold_forward", "fold_backward", "given_coefficients", "move_statistics"):
+        for kernel in ("fold_forward", "fold_backward", "given_coefficients"):
             yield channel_kernel(kernel, dtype)
     for kernel in ("given_statistics", "merge_statistics", "renorm_corrections"):
         yield channel_kernel(kernel, "float64")
@@ -216,11 +243,18 @@ def variants() -> Iterator[Variant]:
 
 
 _compiled: dict[tuple[str, int], Any] = {}
-_translated: dict[str, Any] = {}
+
+
+def is_loaded(variant: Variant, device: int) -> bool:
+    """Whether `compiled` has nothing left to do."""
+    return (variant.name, device) in _compiled
 
 
 def compiled(variant: Variant, device: int) -> Any:
-    """The variant for a device, which has to be the current one; its first use takes seconds."""
+    """The variant for a device, which has to be the current one.
+
+    Its first use in a process loads it; the first of all takes seconds.
+    """
     kernel = _compiled.get((variant.name, device))
     if kernel is None:
         kernel = _compiled[variant.name, device] = _load(variant)
@@ -230,11 +264,71 @@ def compiled(variant: Variant, device: int) -> Any:
 def _load(variant: Variant) -> Any:
     if SIMULATED:
         return cuda.jit(variant.function)
-    translated = _translated.get(variant.name)
-    if translated is None:
-        # Not optimized at link time: what is compiled without a device is the same code.
-        dispatcher = cuda.jit(variant.signature, lto=False, **variant.options)(variant.function)
-        (translated,) = dispatcher.overloads.values()
-        _translated[variant.name] = translated
-    translated.bind()
-    return translated._codelibrary.get_cufunc().kernel
+    from cuda.core import ObjectCode
+
+    capability = tuple(cuda.get_current_device().compute_capability)
+    name, code = kept(variant, capability)
+    return ObjectCode.from_cubin(code, name=variant.name).get_kernel(name)
+
+
+def kept(variant: Variant, capability: tuple[int, int]) -> tuple[str, bytes]:
+    """The variant's name in its machine code, and that, from the cache or compiled into it."""
+    architecture = f"sm_{capability[0]}{capability[1]}"
+    found = cubins.load(variant.name, architecture)
+    if found is None:
+        found = build(variant, capability)
+        cubins.keep(variant.name, architecture, *found)
+    return found
+
+
+def keep_named(name: str, capability: tuple[int, int]) -> None:
+    """`kept` of the variant of this name, for processes that a variant does not go to."""
+    for variant in variants():
+        if variant.name == name:
+            kept(variant, capability)
+
+
+def capability_of(architecture: str) -> tuple[int, int]:
+    """The compute capability of "sm_90", (9, 0); ValueError where it is no such name."""
+    found = re.fullmatch(r"sm_(\d+)(\d)", architecture)
+    if found is None:
+        raise ValueError(f"--arch must be like sm_90, got {architecture}")
+    return int(found[1]), int(found[2])
+
+
+def architectures_here() -> list[str]:
+    """Of the devices that are here, each once."""
+    capabilities = {tuple(device.compute_capability) for device in cuda.list_devices()}
+    return [f"sm_{major}{minor}" for major, minor in sorted(capabilities)]
+
+
+def build(variant: Variant, capability: tuple[int, int]) -> tuple[str, bytes]:
+    """Compile a variant; no device is needed."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    with _as_if_on(capability):
+        ptx, _ = cuda.compile(
+            variant.function, variant.signature, device=False, output="ptx", cc=capability,
+            abi="numba", **variant.options,
+        )  # fmt: skip
+    (name,) = _ENTRY.findall(ptx)
+    options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}")
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    return name, bytes(linker.link("cubin").code)
+
+
+_ENTRY = re.compile(r"^\s*\.visible \.entry (\w+)\(", re.MULTILINE)
+
+
+@contextmanager
+def _as_if_on(capability: tuple[int, int]) -> Iterator[None]:
+    """As if the current device were of this capability: numba-cuda asks it when it compiles a
+    device function, whatever capability was asked for."""
+    from numba.cuda import dispatcher
+
+    device = SimpleNamespace(compute_capability=capability)
+    before, dispatcher.get_current_device = dispatcher.get_current_device, lambda: device
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before

@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import formulas
 from ..channels import COUNT, DBETA, DGAMMA, GAMMA, MEAN, VARIANCE, D, R
-from .elements import ABSENT, parameter
+from .arithmetic import scale_shift, standard_deviation
+from .elements import ABSENT, parameter, store_parameter
 from .kernels import (
     COUNT_ON,
     HIGH,
@@ -47,12 +48,13 @@ PLAIN, BY_STDDEV, BY_VARIANCE = range(3)
 # Partial results that a thread merges in turn, before the threads of a channel are merged in a
 # tree: each costs a read of some 500 ns, a step of the tree far less.
 WALK = 4
+# Neighbouring channels that a block has at least, where there are as many: a sector of 32 bytes of
+# each row of partial results, which one channel alone would read for the sake of 4.
+TOGETHER = 8
 
 merge = device_function(formulas.merge)
 variance_of = device_function(formulas.variance_of)
-standard_deviation = device_function(formulas.standard_deviation)
 renorm_r_d = device_function(formulas.renorm_r_d)
-scale_shift = device_function(formulas.scale_shift)
 parameter_gradients = device_function(formulas.parameter_gradients)
 input_gradient = device_function(formulas.input_gradient)
 moving_average = device_function(formulas.moving_average)
@@ -60,13 +62,18 @@ variance_from_stddev = device_function(formulas.variance_from_stddev)
 
 
 class Correction(NamedTuple):
-    """What a forward corrects by; plain numbers, as the kernels take them."""
+    """What a forward corrects by, and how it moves statistics; plain numbers, as kernels take them.
+
+    renorm_momentum     negative where there are no statistics of renorm
+    """
 
     epsilon: float
     way: int = PLAIN
     rmin: float = 0.0
     rmax: float = 0.0
     dmax: float = 0.0
+    momentum: float = 0.0
+    renorm_momentum: float = -1.0
 
 
 class Fold(NamedTuple):
@@ -84,7 +91,8 @@ def fold_of(cut: Partition, threads: int) -> tuple[Fold, int]:
     """The fold of a cut's partial results, and its number of blocks."""
     items = cut.splits * (cut.columns // cut.channels if cut.channels else 0)
     y_bits = max(0, -(-items // WALK) - 1).bit_length()
-    x_bits = min(max(0, threads.bit_length() - 1 - y_bits), max(0, cut.channels - 1).bit_length())
+    x_bits = max(threads.bit_length() - 1 - y_bits, TOGETHER.bit_length() - 1)
+    x_bits = min(x_bits, max(0, cut.channels - 1).bit_length())
     fold = Fold(cut.splits, cut.columns, cut.channels, cut.repeat, items, x_bits)
     return fold, -(-cut.channels >> x_bits)
 
@@ -100,10 +108,23 @@ def in_two(value, zero):
 @device_function
 def place_of(fold, channel, item, rows):
     """Where a channel's partial result begins: the first of its `rows` rows in `partial`."""
-    split, rest = item % fold.splits, item // fold.splits
-    joined, repeat = rest // fold.repeat, rest % fold.repeat
-    column = (joined * fold.channels + channel) * fold.repeat + repeat
+    # 32 bits: a division of 64 takes a hundred instructions, and there are far fewer results.
+    splits, repeats = np.uint32(fold.splits), np.uint32(fold.repeat)
+    rest = np.uint32(np.uint32(item) // splits)
+    joined = np.int64(np.uint32(rest // repeats))
+    split = item - np.int64(rest) * fold.splits
+    column = (joined * fold.channels + channel) * fold.repeat
+    column += np.int64(rest) - joined * fold.repeat
     return split * rows * fold.columns + column
+
+
+@device_function
+def moments_at(partial, place, columns):
+    """Count, mean and m2 of a partial result."""
+    count = np.float64(partial[place + COUNT_ON * columns])
+    mean = np.float64(partial[place + HIGH * columns])
+    mean += np.float64(partial[place + LOW * columns])
+    return count, mean, np.float64(partial[place + M2 * columns])
 
 
 @device_function
@@ -127,10 +148,40 @@ def corrected(mean, stddev, reference_mean, spread, correction):
     )  # fmt: skip
 
 
-def fold_forward(partial, fold, parameters, kinds, correction, saved, coefficients):
-    """What a forward saves, and the coefficients of `normalize`.
+@device_function
+def move_statistics(count, mean, variance, channel, moving, kind, correction):
+    """Move a channel's statistics to the batch's.
+
+    moving      10 arrays of the dtype that `kind` says: those of `channels.Moving`, as they are and
+                where they go; the last three of both are not there without renorm of its own
+    """
+    # A channel without a single element has nothing to move to: it keeps all of its values.
+    moves = count > 0
+    share = correction.momentum if moves else 1.0
+    moved = moving_average(parameter(moving[0], kind, channel), mean, share)
+    old = parameter(moving[1], kind, channel)
+    if correction.renorm_momentum < 0.0:
+        store_parameter(moving[5], kind, channel, moved)
+        store_parameter(moving[6], kind, channel, moving_average(old, variance, share))
+        return
+    stddev = standard_deviation(variance, correction.epsilon)
+    moved_stddev = moving_average(parameter(moving[2], kind, channel), stddev, share)
+    variance = variance_from_stddev(moved_stddev, correction.epsilon) if moves else old
+    share = correction.renorm_momentum if moves else 1.0
+    renorm_mean = moving_average(parameter(moving[3], kind, channel), mean, share)
+    renorm_stddev = moving_average(parameter(moving[4], kind, channel), stddev, share)
+    store_parameter(moving[5], kind, channel, moved)
+    store_parameter(moving[6], kind, channel, variance)
+    store_parameter(moving[7], kind, channel, moved_stddev)
+    store_parameter(moving[8], kind, channel, renorm_mean)
+    store_parameter(moving[9], kind, channel, renorm_stddev)
+
+
+def fold_forward(partial, saved, coefficients, parameters, moving, correction, kinds, fold):
+    """What a forward saves, and the coefficients of `normalize`; statistics are moved.
 
     parameters  gamma, beta, and the mean and spread of the reference
+    moving      see `move_statistics`; their kind is the last of `kinds`, ABSENT to move nothing
     correction  a `Correction`
     """
     counts = cuda.shared.array(THREADS, np.float64)
@@ -142,15 +193,18 @@ def fold_forward(partial, fold, parameters, kinds, correction, saved, coefficien
     channel = (cuda.blockIdx.x << fold.x_bits) + (thread & (width - 1))
     count, mean, m2 = 0.0, 0.0, 0.0
     if channel < channels:
-        for item in range(thread >> fold.x_bits, fold.items, THREADS >> fold.x_bits):
-            place = place_of(fold, channel, item, MOMENTS)
-            part = np.float64(partial[place + HIGH * columns])
-            part += np.float64(partial[place + LOW * columns])
-            count, mean, m2 = merge(
-                count, mean, m2,
-                np.float64(partial[place + COUNT_ON * columns]), part,
-                np.float64(partial[place + M2 * columns]),
-            )  # fmt: skip
+        item, step = thread >> fold.x_bits, THREADS >> fold.x_bits
+        part = 0.0, 0.0, 0.0
+        if item < fold.items:
+            part = moments_at(partial, place_of(fold, channel, item, MOMENTS), columns)
+        while item < fold.items:
+            # The next is read while this one is merged.
+            item += step
+            following = 0.0, 0.0, 0.0
+            if item < fold.items:
+                following = moments_at(partial, place_of(fold, channel, item, MOMENTS), columns)
+            count, mean, m2 = merge(count, mean, m2, part[0], part[1], part[2])
+            part = following
     counts[thread], means[thread], m2s[thread] = count, mean, m2
     cuda.syncthreads()
     half = THREADS // 2
@@ -183,9 +237,12 @@ def fold_forward(partial, fold, parameters, kinds, correction, saved, coefficien
         coefficients[PIVOT * channels + channel] = high
         coefficients[SCALE * channels + channel] = scale
         coefficients[SHIFT * channels + channel] = shift - low * scale
+        # Last: the reference that was read may be among them.
+        if kinds[4] != ABSENT:
+            move_statistics(count, mean, variance, channel, moving, kinds[4], correction)
 
 
-def fold_backward(partial, fold, saved, training, epsilon, gradients, coefficients):
+def fold_backward(partial, saved, gradients, coefficients, epsilon, training, fold):
     """dgamma and dbeta, and the coefficients of `gradient`.
 
     training    0 where the statistics were constants: then the coefficients are those with
@@ -238,7 +295,7 @@ def fold_backward(partial, fold, saved, training, epsilon, gradients, coefficien
 # What is given for each channel
 
 
-def given_coefficients(parameters, kinds, epsilon, channels, coefficients):
+def given_coefficients(coefficients, epsilon, parameters, kinds, channels):
     """The coefficients of `normalize` from mean, variance, gamma and beta as parameters."""
     channel = cuda.grid(1)
     if channel < channels:
@@ -252,7 +309,7 @@ def given_coefficients(parameters, kinds, epsilon, channels, coefficients):
         coefficients[SHIFT * channels + channel] = shift - low * scale
 
 
-def given_statistics(parameters, kinds, channels, saved):
+def given_statistics(saved, parameters, kinds, channels):
     """What a forward would have saved whose mean, variance and gamma are these parameters."""
     channel = cuda.grid(1)
     if channel < channels:
@@ -264,7 +321,7 @@ def given_statistics(parameters, kinds, channels, saved):
         saved[GAMMA * channels + channel] = given(parameters, kinds, 2, channel, 1.0)
 
 
-def renorm_corrections(parameters, kinds, correction, channels, corrections):
+def renorm_corrections(corrections, parameters, correction, kinds, channels):
     """`r` and `d`, (2, channels) float64, from mean, variance, and the reference's mean and stddev
     as parameters."""
     channel = cuda.grid(1)
@@ -280,35 +337,7 @@ def renorm_corrections(parameters, kinds, correction, channels, corrections):
         corrections[channel], corrections[channels + channel] = r, d
 
 
-def move_statistics(saved, epsilon, momentum, renorm_momentum, channels, moving, moved):
-    """Statistics of a layer, moved to the batch's.
-
-    renorm_momentum     negative where there are no statistics of renorm: the last three of
-                        `moving` and `moved` are not there then
-    moving, moved       tuples of (channels,) COMPUTE, as `channels.Moving` has them
-    """
-    channel = cuda.grid(1)
-    if channel >= channels:
-        return
-    mean, variance = saved[MEAN * channels + channel], saved[VARIANCE * channels + channel]
-    # A channel without a single element has nothing to move to: it keeps all of its values.
-    moves = saved[COUNT * channels + channel] > 0
-    share = momentum if moves else 1.0
-    moved[0][channel] = moving_average(np.float64(moving[0][channel]), mean, share)
-    old = np.float64(moving[1][channel])
-    if renorm_momentum < 0.0:
-        moved[1][channel] = moving_average(old, variance, share)
-        return
-    stddev = standard_deviation(variance, epsilon)
-    moved_stddev = moving_average(np.float64(moving[2][channel]), stddev, share)
-    moved[2][channel] = moved_stddev
-    moved[1][channel] = variance_from_stddev(moved_stddev, epsilon) if moves else old
-    share = renorm_momentum if moves else 1.0
-    moved[3][channel] = moving_average(np.float64(moving[3][channel]), mean, share)
-    moved[4][channel] = moving_average(np.float64(moving[4][channel]), stddev, share)
-
-
-def merge_statistics(parameters, kinds, channels, merged):
+def merge_statistics(merged, parameters, kinds, channels):
     """The statistics of two sets together, (3, channels) float64, from count, mean and variance
     of each as parameters."""
     channel = cuda.grid(1)

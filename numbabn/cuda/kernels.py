@@ -15,12 +15,16 @@ over blocks, and leaves the kernels over elements without float64 arithmetic.
     LANES               columns of a thread: VECTOR by rows, else 1
     CHUNK               reads in flight
     MASK                see `masks`
-    VALUES, SHARED      CHUNK * VECTOR and LANES * THREADS
+    VALUES, SHARED, OWN CHUNK * VECTOR, LANES * THREADS and 3 * LANES
     NUMBERS             LANES where the mask differs between columns, else 1
-    load, store         of `elements`
+    IN_RUNS             False where positions are rows, as the layout of the variant says
+    WORDS, FETCHED      words of what a thread reads at once, and of a chunk
+    load, fetch, widen, store
+                        of `elements`
     element_y, element_gradients, element_dx
                         of `formulas`, see `arithmetic`
-    absorb              the function below, with the same constants
+    read                of `elements`: a parameter as COMPUTE
+    absorb, apply       the functions below, with the same constants
 
 Constants, and not what follows from the length of an array, and loops that step over a chunk
 rather than multiply: only loops of which every compiler sees the length from the start leave a
@@ -43,7 +47,8 @@ import numpy as np
 
 from ..channels import MEAN
 from . import elements
-from .arithmetic import Backward, Forward, Mean, merge_in_two
+from .arithmetic import Backward, Forward, Mean, merge_in_two, scale_shift, standard_deviation
+from .elements import ABSENT
 from .masks import CHANNEL, ELEMENT, INNER, NONE, OUTER, ROW, offset
 from .runtime import cuda, device_function
 
@@ -54,12 +59,21 @@ VECTOR = 4
 LANES = 4
 CHUNK = 4
 MASK = NONE
-VALUES, SHARED, NUMBERS = 16, 1024, 1
-load: Any = elements.load_vector
-store: Any = elements.store_vector
+VALUES, SHARED, OWN, NUMBERS = 16, 1024, 12, 1
+WORDS, FETCHED = 4, 16
+IN_RUNS = True
+load: Any = None
+fetch: Any = None
+widen: Any = None
+store: Any = None
+read: Any = elements.parameter
 element_y: Any = None
 element_gradients: Any = None
 element_dx: Any = None
+
+# Rows whose bytes are read at a time, before those of the rows before are used up: with half of
+# them on, a chunk of four.
+WINDOW = 8
 
 # Rows of `partial`.
 COUNT_ON, HIGH, LOW, M2 = range(4)
@@ -121,6 +135,24 @@ def advance(cut, run, inner, address):
 
 
 @device_function
+def next_of(cut, run, inner, address, in_runs):
+    """`advance`, where the compiler may know that a position is a row."""
+    if in_runs:
+        return advance(cut, run, inner, address)
+    return run + cut.step_runs, inner, address + cut.step
+
+
+@device_function
+def is_whole(cut, position, last, address, chunk):
+    """Whether a thread has a chunk of positions before it."""
+    further = chunk - 1
+    if position + (further << cut.y_bits) >= last:
+        return False
+    # Rows that are joined leave the last one short.
+    return address + further * cut.step < cut.total or cut.by_rows == 0
+
+
+@device_function
 def channel_of(cut, column):
     """The channel of a column; columns beyond the last have one too, and no part in it."""
     channel = column
@@ -151,6 +183,15 @@ def is_on(cut, on, steps, start, run, element):
     return on[place] != 0
 
 
+@device_function
+def is_row_on(on, steps, row, last):
+    """The byte of a row, 0 or 1; 0 beyond the last."""
+    byte = np.uint8(0)
+    if row < last:
+        byte = on[offset(steps, OUTER, row)]
+    return np.uint8(byte != 0)
+
+
 # Moments
 
 
@@ -160,7 +201,7 @@ def absorb(values, weights, whole, number, high, low, m2):
     The chunk's own moments are taken in two passes over registers, about the running mean, so
     that no pivot far from the data can spoil them; Chan's formula merges the two.
 
-    values      (VALUES,) the chunk; element e belongs to column e % LANES
+    values      (VALUES,) the chunk, which is spoilt; element e belongs to column e % LANES
     weights     (VALUES,) 1 where an element counts, else 0
     whole       whether all of them are 1
     number      (NUMBERS,) how many elements there were before, in each column or in all
@@ -185,12 +226,13 @@ def absorb(values, weights, whole, number, high, low, m2):
             e = first + column
             # Selection: what does not count may be NaN.
             rest = values[e] - pivot
-            shift += rest if whole or weights[e] != zero else zero
+            values[e] = rest if whole or weights[e] != zero else zero
+            shift += values[e]
         shift /= max(added, one)
         squares = zero
         for first in range(0, VALUES, LANES):
             e = first + column
-            rest = values[e] - pivot - shift
+            rest = values[e] - shift
             rest = rest if whole or weights[e] != zero else zero
             squares += rest * rest
         high[column], low[column], m2[column] = merge_in_two(
@@ -221,15 +263,17 @@ def merge_into(number, high, low, m2, one, other):
         )
 
 
-def statistics(x, on, steps, cut, partial):
+def statistics(x, on, partial, steps, cut):
     """The moments of a block's columns into `partial`; what is masked out is not used."""
     zero, one = COMPUTE(0), COMPUTE(1)
     values = cuda.local.array(VALUES, COMPUTE)
     weights = cuda.local.array(VALUES, COMPUTE)
+    words = cuda.local.array(FETCHED, np.uint32)
     high = cuda.local.array(LANES, COMPUTE)
     low = cuda.local.array(LANES, COMPUTE)
     m2 = cuda.local.array(LANES, COMPUTE)
     number = cuda.local.array(NUMBERS, COMPUTE)
+    ahead = cuda.local.array(WINDOW, np.uint8)
     starts = cuda.local.array(LANES, np.int64)
     for column in range(LANES):
         high[column], low[column], m2[column] = zero, zero, zero
@@ -241,29 +285,80 @@ def statistics(x, on, steps, cut, partial):
         for column in range(LANES):
             starts[column] = mask_start(cut, steps, vector * LANES + column)
     height = 1 << cut.y_bits
-    while position < last:
-        # The rule, and then the compiler knows what counts.
-        whole = MASK == NONE and position + (CHUNK - 1) * height < last
-        whole = whole and address + (CHUNK - 1) * cut.step < cut.total
+    # The rule: chunks of which every element counts, without a question for each.
+    while MASK == NONE and is_whole(cut, position, last, address, CHUNK):
+        for k in range(0, FETCHED, WORDS):
+            fetch(x, address, words, k)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
+        place = 0
+        for k in range(0, FETCHED, WORDS):
+            widen(x, words, k, values, place)
+            place += VECTOR
+        absorb(values, weights, True, number, high, low, m2)
+        position += CHUNK * height
+    # Rows that are on, closed up: `bits` says which are, of those from `base` on that were asked.
+    bits, base, asked = np.int64(0), position, position
+    if MASK == ROW:
+        for j in range(WINDOW):
+            ahead[j] = is_row_on(on, steps, asked + j * height, last)
+    while MASK == ROW and (bits != 0 or asked < last):
+        if bits != 0:
+            first = cuda.ffs(np.uint32(bits)) - 1
+            bits >>= first
+            base += first << cut.y_bits
+        while (
+            asked < last
+            and cuda.popc(np.uint32(bits)) < CHUNK
+            and asked - base <= (32 - WINDOW) << cut.y_bits
+        ):
+            if bits == 0:
+                base = asked
+            # Their bytes were read a while ago, so that nobody waits for them.
+            found = np.int64(0)
+            for j in range(WINDOW):
+                found |= np.int64(ahead[j]) << j
+            bits |= found << (asked - base >> cut.y_bits)
+            asked += WINDOW << cut.y_bits
+            for j in range(WINDOW):
+                ahead[j] = is_row_on(on, steps, asked + j * height, last)
+        if bits != 0:
+            counts = True
+            place = 0
+            for k in range(0, FETCHED, WORDS):
+                counts = bits != 0
+                if counts:
+                    row = base + (np.int64(cuda.ffs(np.uint32(bits)) - 1) << cut.y_bits)
+                    fetch(x, row * cut.run_step + vector * cut.vector_step, words, k)
+                    bits &= bits - 1
+                for lane in range(VECTOR):
+                    weights[place + lane] = one if counts else zero
+                place += VECTOR
+            place = 0
+            for k in range(0, FETCHED, WORDS):
+                widen(x, words, k, values, place)
+                place += VECTOR
+            if counts:
+                absorb(values, weights, True, number, high, low, m2)
+            else:
+                absorb(values, weights, False, number, high, low, m2)
+    while MASK != ROW and position < last:
+        any_on = False
         for k in range(CHUNK):
             # Rows that are joined leave the last one short.
             there = position + k * height < last and address < cut.total
-            if MASK == ROW and there:
-                there = on[offset(steps, OUTER, run)] != 0
-            any_on = there and MASK != ELEMENT
+            counts_any = there and MASK != ELEMENT
             for lane in range(VECTOR):
                 counts = there
                 if MASK == ELEMENT and there:
                     start = starts[lane % LANES]
                     counts = is_on(cut, on, steps, start, run, inner * VECTOR + lane)
-                    any_on = any_on or counts
+                    counts_any = counts_any or counts
                 weights[k * VECTOR + lane] = one if counts else zero
-            if any_on:
+            if counts_any:
                 load(x, address, values, k * VECTOR)
-            run, inner, address = advance(cut, run, inner, address)
-        if whole:
-            absorb(values, weights, True, number, high, low, m2)
-        else:
+            any_on = any_on or counts_any
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
+        if any_on:
             absorb(values, weights, False, number, high, low, m2)
         position += CHUNK * height
     shared_number = cuda.shared.array(SHARED, COMPUTE)
@@ -301,14 +396,16 @@ def statistics(x, on, steps, cut, partial):
                 partial[row + M2 * cut.columns + column] = shared_m2[place]
 
 
-def gradient_sums(dy, x, saved, cut, partial):
+def gradient_sums(dy, x, saved, partial, cut):
     """Σ dy and Σ dy · (x − pivot) of a block's columns into `partial`.
 
     The pivot is the mean, rounded; the fold makes up for that.
     """
     zero = COMPUTE(0)
-    gradients = cuda.local.array(VALUES, COMPUTE)
-    values = cuda.local.array(VALUES, COMPUTE)
+    words_dy = cuda.local.array(FETCHED, np.uint32)
+    words_x = cuda.local.array(FETCHED, np.uint32)
+    gradients = cuda.local.array(VECTOR, COMPUTE)
+    values = cuda.local.array(VECTOR, COMPUTE)
     pivot = cuda.local.array(LANES, COMPUTE)
     sum_dy = cuda.local.array(LANES, COMPUTE)
     sum_dy_x = cuda.local.array(LANES, COMPUTE)
@@ -327,18 +424,20 @@ def gradient_sums(dy, x, saved, cut, partial):
         for k in range(CHUNK):
             there[k] = position + k * height < last and address < cut.total
             if there[k]:
-                load(dy, address, gradients, k * VECTOR)
-                load(x, address, values, k * VECTOR)
-            run, inner, address = advance(cut, run, inner, address)
+                fetch(dy, address, words_dy, k * WORDS)
+                fetch(x, address, words_x, k * WORDS)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
         # The chunk first, then all of it at once: fewer roundings at the size of the sum.
         for column in range(LANES):
             chunk_dy[column], chunk_dy_x[column] = zero, zero
         for k in range(CHUNK):
             if there[k]:
+                widen(dy, words_dy, k * WORDS, gradients, 0)
+                widen(x, words_x, k * WORDS, values, 0)
                 for lane in range(VECTOR):
-                    column, e = lane % LANES, k * VECTOR + lane
+                    column = lane % LANES
                     c = Mean(pivot[column], zero)
-                    term, product = element_gradients(gradients[e], values[e], c, True)
+                    term, product = element_gradients(gradients[lane], values[lane], c, True)
                     chunk_dy[column] += term
                     chunk_dy_x[column] += product
         for column in range(LANES):
@@ -376,45 +475,85 @@ def gradient_sums(dy, x, saved, cut, partial):
 # Applying
 
 
-def normalize(x, coefficients, cut, out):
-    """out = y, last block first: it was read last."""
+def apply(x, out, cut, place, coefficients, values, addresses):
+    """out = y at a thread's positions; `compile` makes it a device function.
+
+    place               vector, position and last, as `start_of` gives them
+    coefficients        (3, LANES) COMPUTE: pivot, scale and shift of the thread's columns
+    values, addresses   (VALUES,) COMPUTE and (CHUNK,) int64, to work in
+    """
     zero = COMPUTE(0)
-    values = cuda.local.array(VALUES, COMPUTE)
-    pivot = cuda.local.array(LANES, COMPUTE)
-    scale = cuda.local.array(LANES, COMPUTE)
-    shift = cuda.local.array(LANES, COMPUTE)
-    thread, block = cuda.threadIdx.x, cuda.gridDim.x - 1 - cuda.blockIdx.x
-    vector, position, last = start_of(cut, block, thread)
+    vector, position, last = place
     run, inner, address = address_of(cut, vector, position, VECTOR)
-    for column in range(LANES):
-        channel = channel_of(cut, vector * LANES + column)
-        pivot[column] = coefficients[PIVOT * cut.channels + channel]
-        scale[column] = coefficients[SCALE * cut.channels + channel]
-        shift[column] = coefficients[SHIFT * cut.channels + channel]
     height = 1 << cut.y_bits
-    addresses = cuda.local.array(CHUNK, np.int64)
     while position < last:
         for k in range(CHUNK):
             there = position + k * height < last and address < cut.total
             addresses[k] = address if there else -1
             if there:
                 load(x, address, values, k * VECTOR)
-            run, inner, address = advance(cut, run, inner, address)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
         for k in range(CHUNK):
             for lane in range(VECTOR):
                 column, e = lane % LANES, k * VECTOR + lane
-                c = Forward(pivot[column], zero, scale[column], shift[column])
+                c = Forward(
+                    coefficients[column], zero, coefficients[LANES + column],
+                    coefficients[2 * LANES + column],
+                )  # fmt: skip
                 values[e] = element_y(zero, values[e], c, True)
             if addresses[k] >= 0:
                 store(out, addresses[k], values, k * VECTOR)
         position += CHUNK * height
 
 
-def gradient(dy, x, on, steps, coefficients, cut, out):
+def normalize(x, coefficients, out, cut):
+    """out = y, last block first: it was read last."""
+    own = cuda.local.array(OWN, COMPUTE)
+    values = cuda.local.array(VALUES, COMPUTE)
+    addresses = cuda.local.array(CHUNK, np.int64)
+    place = start_of(cut, cuda.gridDim.x - 1 - cuda.blockIdx.x, cuda.threadIdx.x)
+    for column in range(LANES):
+        channel = channel_of(cut, place[0] * LANES + column)
+        own[column] = coefficients[PIVOT * cut.channels + channel]
+        own[LANES + column] = coefficients[SCALE * cut.channels + channel]
+        own[2 * LANES + column] = coefficients[SHIFT * cut.channels + channel]
+    apply(x, out, cut, place, own, values, addresses)
+
+
+def normalize_given(x, out, epsilon, parameters, kinds, cut):
+    """The same from statistics that are given: each thread makes the coefficients of its columns.
+
+    parameters  mean, variance, gamma and beta, no wider than COMPUTE
+    """
+    zero, one = COMPUTE(0), COMPUTE(1)
+    own = cuda.local.array(OWN, COMPUTE)
+    values = cuda.local.array(VALUES, COMPUTE)
+    addresses = cuda.local.array(CHUNK, np.int64)
+    place = start_of(cut, cuda.blockIdx.x, cuda.threadIdx.x)
+    for column in range(LANES):
+        channel = channel_of(cut, place[0] * LANES + column)
+        mean, variance, gamma, beta = zero, one, one, zero
+        if kinds[0] != ABSENT:
+            mean = read(parameters[0], kinds[0], channel)
+        if kinds[1] != ABSENT:
+            variance = read(parameters[1], kinds[1], channel)
+        if kinds[2] != ABSENT:
+            gamma = read(parameters[2], kinds[2], channel)
+        if kinds[3] != ABSENT:
+            beta = read(parameters[3], kinds[3], channel)
+        rstd = one / standard_deviation(variance, COMPUTE(epsilon))
+        own[column] = mean
+        own[LANES + column], own[2 * LANES + column] = scale_shift(gamma, beta, rstd, one, zero)
+    apply(x, out, cut, place, own, values, addresses)
+
+
+def gradient(dy, x, on, coefficients, out, steps, cut):
     """out = dx."""
     zero = COMPUTE(0)
-    gradients = cuda.local.array(VALUES, COMPUTE)
-    values = cuda.local.array(VALUES, COMPUTE)
+    words_dy = cuda.local.array(FETCHED, np.uint32)
+    words_x = cuda.local.array(FETCHED, np.uint32)
+    gradients = cuda.local.array(VECTOR, COMPUTE)
+    values = cuda.local.array(VECTOR, COMPUTE)
     pivot = cuda.local.array(LANES, COMPUTE)
     scale = cuda.local.array(LANES, COMPUTE)
     shift = cuda.local.array(LANES, COMPUTE)
@@ -442,16 +581,18 @@ def gradient(dy, x, on, steps, coefficients, cut, out):
             there = position + k * height < last and address < cut.total
             addresses[k], runs[k], inners[k] = address if there else -1, run, inner
             if there:
-                load(dy, address, gradients, k * VECTOR)
-                load(x, address, values, k * VECTOR)
-            run, inner, address = advance(cut, run, inner, address)
+                fetch(dy, address, words_dy, k * WORDS)
+                fetch(x, address, words_x, k * WORDS)
+            run, inner, address = next_of(cut, run, inner, address, IN_RUNS)
         for k in range(CHUNK):
             if addresses[k] >= 0:
+                widen(dy, words_dy, k * WORDS, gradients, 0)
+                widen(x, words_x, k * WORDS, values, 0)
                 counts = True
                 if MASK == ROW:
                     counts = on[offset(steps, OUTER, runs[k])] != 0
                 for lane in range(VECTOR):
-                    column, e = lane % LANES, k * VECTOR + lane
+                    column = lane % LANES
                     if MASK == ELEMENT:
                         counts = is_on(
                             cut, on, steps, starts[column], runs[k], inners[k] * VECTOR + lane
@@ -460,6 +601,6 @@ def gradient(dy, x, on, steps, coefficients, cut, out):
                         pivot[column], zero, scale[column], shift[column], pivot_dy[column], zero,
                         slope[column],
                     )  # fmt: skip
-                    values[e] = element_dx(gradients[e], values[e], c, counts)
-                store(out, addresses[k], values, k * VECTOR)
+                    values[lane] = element_dx(gradients[lane], values[lane], c, counts)
+                store(out, addresses[k], values, 0)
         position += CHUNK * height

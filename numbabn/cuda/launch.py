@@ -47,37 +47,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays.device import FLOAT32, FLOAT64, DeviceArray
+from ..arrays.device import FLOAT64, DeviceArray, form_of
 from ..channels import GAMMA, VARIANCE, Moving, Parameters, Reference
 from ..layout import Layout
-from . import compile, copies, elements, folds, kernels, masks
+from . import compile, copies, elements, folds, kernels, masks, plans
 from .masks import Mask
-from .partition import Partition, partition
-from .runtime import on
-from .submit import argument, launch
+from .runtime import SIMULATED, on
+from .submit import Step, argument
 
 _NO_PARAMETERS = Parameters(None, None)
+_NOT_MOVED = (argument(None),) * 10
 
 
 def mask_of(on: DeviceArray, layout: Layout) -> Mask:
     """A mask as kernels read it: where it is, or by way of bytes that lie closer."""
     if any(step < 0 for step in on.strides):
         on = _marked(on, on.shape, on.strides)
-    steps = masks.steps_of(on, layout)
+    steps = masks.steps_of(on.form, layout)
     if steps is None:
         # Too many axes that are broadcast in turn: one byte for every element.
         broadcast = tuple(
             0 if size == 1 else step for size, step in zip(on.shape, on.strides, strict=True)
         )
         on = _marked(on, layout.shape, broadcast)
-        steps = masks.steps_of(on, layout)
+        steps = masks.steps_of(on.form, layout)
     assert steps is not None  # one byte for every element has one axis in each group
     return Mask(on, steps)
 
 
 def _marked(source: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
     target = source.library.empty(shape, "uint8", source)
-    mark(source._replace(shape=shape, strides=strides), target)
+    mark(source.of_form(form_of(shape, strides, source.dtype)), target)
     return target
 
 
@@ -97,28 +97,16 @@ def forward(
     saved: DeviceArray,
 ) -> None:
     """Normalize `x` by its own statistics into `out`, or nowhere if None; fills `saved`."""
-    channels = x.shape[1]
+    plan = plans.of_forward(x.form, plans.aligned(x), plans.steps_of(mask))
+    against = (None, None) if reference is None else (reference.mean, reference.spread)
+    given, kinds = _parameters((*parameters, *against))
+    moved, kind, correction = _moving(epsilon, reference, moving)
     with on(x.device):
-        cut, layout, kind = _cut(mask, x)
-        partial, coefficients, _memory = _scratch(
-            x, cut.splits * kernels.MOMENTS * cut.columns, kernels.FORWARD * channels
+        partial, coefficients, _memory = _scratch(x, plan.scratch)
+        plan.statistics(x, (argument(x), argument(mask and mask.on), partial))
+        plan.fold((*kinds, kind))(
+            x, (partial, argument(saved), coefficients), given, moved, correction
         )
-        _launch_elements(
-            "statistics", layout, kind, cut, x,
-            (argument(x), argument(mask and mask.on), _steps(mask), cut, partial),
-        )  # fmt: skip
-        fold, blocks = folds.fold_of(cut, compile.FOLD_THREADS)
-        against = (None, None) if reference is None else (reference.mean, reference.spread)
-        given = (*parameters, *against)
-        _launch_channels(
-            "fold_forward", x, blocks,
-            (
-                partial, fold, *_parameters(*given), _correction(epsilon, reference),
-                argument(saved), coefficients,
-            ),
-        )  # fmt: skip
-        if moving is not None:
-            _move(saved, epsilon, moving)
         if out is not None:
             _apply(x, coefficients, out)
 
@@ -140,12 +128,16 @@ def _normalize(
     x: DeviceArray, given: tuple[DeviceArray | None, ...], epsilon: float, out: DeviceArray
 ) -> None:
     """given: mean, variance, gamma and beta; None for 0, 1 and 0 where it may be missing"""
+    memory, kinds = _parameters(given)
+    step = plans.normalize_given(x.form, plans.aligned(x, out), kinds)
+    if step is not None:
+        step(x, (argument(x), argument(out), epsilon), memory)
+        return
+    # Parameters that are wider than what is computed with: by way of coefficients.
     channels = x.shape[1]
-    _, coefficients, _memory = _scratch(x, 0, kernels.FORWARD * channels)
-    _launch_channels(
-        "given_coefficients", x, _blocks(channels),
-        (*_parameters(*given), epsilon, channels, coefficients),
-    )  # fmt: skip
+    _, coefficients, _memory = _scratch(x, plans.scratch(x.dtype, 0, kernels.FORWARD * channels))
+    prepare = plans.over_channels("given_coefficients", x.dtype, channels, kinds)
+    prepare(x, (coefficients, epsilon), memory)
     _apply(x, coefficients, out)
 
 
@@ -153,12 +145,10 @@ def constants(
     mean: DeviceArray, variance: DeviceArray, gamma: DeviceArray | None, saved: DeviceArray
 ) -> None:
     """Fill `saved` as a forward would have whose statistics are these, and no renorm."""
-    channels = saved.shape[1]
+    memory, kinds = _parameters((mean, variance, gamma))
     with on(saved.device):
-        _launch_channels(
-            "given_statistics", saved, _blocks(channels),
-            (*_parameters(mean, variance, gamma), channels, argument(saved)),
-        )  # fmt: skip
+        step = plans.over_channels("given_statistics", FLOAT64, saved.shape[1], kinds)
+        step(saved, (argument(saved),), memory)
 
 
 def backward(
@@ -178,73 +168,40 @@ def backward(
     with on(x.device):
         if gradients is None and out is not None:
             # dx = gamma · rstd · dy: no sum over the batch, and x is not read.
-            _normalize(
-                dy._replace(stream=x.stream),
-                (None, _row(saved, VARIANCE), _row(saved, GAMMA), None), epsilon, out,
-            )  # fmt: skip
+            given = (None, _row(saved, VARIANCE), _row(saved, GAMMA), None)
+            _normalize(_ordered(dy, x), given, epsilon, out)
         if gradients is None:
             return
-        channels = x.shape[1]
-        cut, layout, _ = _cut(None, dy, x)
-        partial, coefficients, _memory = _scratch(
-            x, cut.splits * kernels.SUMS * cut.columns, kernels.BACKWARD * channels
-        )
-        _launch_elements(
-            "gradient_sums", layout, "", cut, x,
-            (argument(dy), argument(x), argument(saved), cut, partial),
-        )  # fmt: skip
-        fold, blocks = folds.fold_of(cut, compile.FOLD_THREADS)
-        _launch_channels(
-            "fold_backward", x, blocks,
-            (
-                partial, fold, argument(saved), int(training), epsilon, argument(gradients),
-                coefficients,
-            ),
-        )  # fmt: skip
+        plan = plans.of_backward(x.form, plans.aligned(dy, x))
+        partial, coefficients, _memory = _scratch(x, plan.scratch)
+        sums, results = argument(saved), argument(gradients)
+        plan.sums(x, (argument(dy), argument(x), sums, partial))
+        plan.fold(x, (partial, sums, results, coefficients, epsilon, int(training)))
         if out is None:
             return
         if not training:
             # No part of x is left in the gradient: scale · dy.
-            _apply(dy._replace(stream=x.stream), coefficients, out)
+            _apply(_ordered(dy, x), coefficients, out)
             return
-        cut, layout, kind = _cut(mask, dy, x, out)
-        _launch_elements(
-            "gradient", layout, kind, cut, x,
-            (
-                argument(dy), argument(x), argument(mask and mask.on), _steps(mask),
-                coefficients, cut, argument(out),
-            ),
-        )  # fmt: skip
+        step = plans.gradient(x.form, plans.aligned(dy, x, out), plans.steps_of(mask))
+        step(
+            x,
+            (argument(dy), argument(x), argument(mask and mask.on), coefficients, argument(out)),
+        )
 
 
 def _apply(x: DeviceArray, coefficients: Any, out: DeviceArray) -> None:
-    cut, layout, _ = _cut(None, x, out)
-    _launch_elements(
-        "normalize", layout, "", cut, x, (argument(x), coefficients, cut, argument(out))
-    )
+    step = plans.normalize(x.form, plans.aligned(x, out))
+    step(x, (argument(x), coefficients, argument(out)))
+
+
+def _ordered(array: DeviceArray, like: DeviceArray) -> DeviceArray:
+    return array.library.on_stream_of(array, like)
 
 
 def _row(table: DeviceArray, index: int) -> DeviceArray:
     channels = table.shape[1]
     return table.part(index * channels, (channels,))
-
-
-def _move(saved: DeviceArray, epsilon: float, moving: Moving) -> None:
-    """Move statistics to the batch's."""
-    channels = saved.shape[1]
-    dtype = moving.statistics[0].dtype.name
-    # The kernel leaves alone what is not there.
-    missing = (None,) * (5 - len(moving.statistics))
-    old, new = (
-        tuple(argument(each, dtype) for each in (*given, *missing))
-        for given in (moving.statistics, moving.moved)
-    )
-    renorm_momentum = -1.0 if moving.renorm_momentum is None else moving.renorm_momentum
-    variant = compile.channel_kernel("move_statistics", dtype)
-    arguments = (
-        argument(saved), epsilon, moving.momentum, renorm_momentum, channels, old, new,
-    )  # fmt: skip
-    launch(variant, _blocks(channels), saved, arguments)
 
 
 def renorm_correction(
@@ -255,30 +212,27 @@ def renorm_correction(
     corrections: DeviceArray,
 ) -> None:
     """Fill `corrections`, (2, n) float64: `r` and `d`."""
-    given = (mean, variance, reference.mean, reference.spread)
-    size = mean.size
+    memory, kinds = _parameters((mean, variance, reference.mean, reference.spread))
     with on(mean.device):
-        _launch_channels(
-            "renorm_corrections", corrections, _blocks(size),
-            (*_parameters(*given), _correction(epsilon, reference), size, argument(corrections)),
-        )  # fmt: skip
+        step = plans.over_channels("renorm_corrections", FLOAT64, mean.size, kinds)
+        _, _, correction = _moving(epsilon, reference, None)
+        step(corrections, (argument(corrections),), memory, correction)
 
 
 def merge_statistics(
     one: tuple[DeviceArray, ...], other: tuple[DeviceArray, ...], merged: DeviceArray
 ) -> None:
     """Fill `merged`, (3, n) float64, from two counts, means and variances."""
-    channels = merged.shape[1]
+    memory, kinds = _parameters((*one, *other))
     with on(merged.device):
-        _launch_channels(
-            "merge_statistics", merged, _blocks(channels),
-            (*_parameters(*one, *other), channels, argument(merged)),
-        )  # fmt: skip
+        step = plans.over_channels("merge_statistics", FLOAT64, merged.shape[1], kinds)
+        step(merged, (argument(merged),), memory)
 
 
 def copy(source: DeviceArray, target: DeviceArray) -> None:
     """target[...] = source, of one shape and dtype."""
-    _copy("copy", source, target, ())
+    if not source.library.assign(source, target):
+        _copy("copy", source, target, ())
 
 
 def mark(source: DeviceArray, target: DeviceArray) -> None:
@@ -304,16 +258,19 @@ def _copy(kernel: str, source: DeviceArray, target: DeviceArray, keep: tuple[int
     )
     words = f"int{8 * size}"
     # Some eight elements for each thread, which it takes one by one.
-    blocks = -(-source.size // (compile.FOLD_THREADS * 8))
+    blocks = -(-source.size // (compile.CHANNEL_THREADS * 8))
     with on(source.device):
-        variant = compile.word_kernel(kernel, size)
-        arguments = (
-            _first(argument(source, words), low), *keep,
-            _first(argument(target, words if kernel == "copy" else "uint8"), target_low),
+        step = Step(
+            compile.word_kernel(kernel, size), blocks,
             starts, (1,) * fill + sizes, (0,) * fill + source_steps, (0,) * fill + target_steps,
             source.size,
         )  # fmt: skip
-        launch(variant, blocks, target, arguments)
+        both = (words, words if kernel == "copy" else "uint8")
+        memory = (
+            _first(argument(each, word), first)
+            for each, word, first in zip((source, target), both, (low, target_low), strict=True)
+        )
+        step(target, (*memory, *keep))
 
 
 def _first(memory: Any, low: int) -> Any:
@@ -336,68 +293,44 @@ def _common_axes(source: DeviceArray, target: DeviceArray) -> tuple[tuple[int, .
     return tuple(zip(*merged, strict=True)) if merged else ((), (), ())
 
 
-def _cut(mask: Mask | None, *arrays: DeviceArray) -> tuple[Partition, str, str]:
-    """How the arrays are cut, and the variant's layout and kind of mask."""
-    outer, channels, inner = arrays[0].shape
-    aligned = not any(array.address % elements.VECTOR_BYTES for array in arrays)
-    vector = compile.vector_of(arrays[0].dtype.name)
-    cut, wide = partition(
-        outer, channels, inner, vector, aligned, mask is not None, compile.THREADS
-    )
-    layout = "scalar" if not wide else "rows" if cut.by_rows else "runs"
-    if mask is None:
-        return cut, layout, ""
-    return cut, layout, "rows" if cut.by_rows and mask.by_position else "elements"
+def _scratch(x: DeviceArray, scratch: plans.Scratch) -> tuple[Any, ...]:
+    """New memory for partial results, and for coefficients, as arguments.
 
-
-def _scratch(x: DeviceArray, partial: int, coefficients: int) -> tuple[Any, Any, Any]:
-    """New memory for both, as arguments, of the dtype that kernels compute with.
-
-    The third is its owner, to be kept until the last launch: from then on the allocator may
+    The last is its owner, to be kept until the last launch: from then on the allocator may
     hand the memory on, to work that comes later on the stream.
     """
-    dtype = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
-    memory = x.library.empty((partial + coefficients,), dtype, x)
-    return (
-        argument(memory.part(0, (partial,))),
-        argument(memory.part(partial, (coefficients,))),
-        memory.owner,
-    )
+    memory = x.library.scratch(scratch.form, x)
+    if not SIMULATED:
+        return memory.address, memory.address + scratch.offset, memory.owner
+    first = scratch.offset // memory.itemsize
+    partial, coefficients = memory.part(0, (first,)), memory.part(first, (memory.size - first,))
+    return argument(partial), argument(coefficients), memory.owner
 
 
-def _steps(mask: Mask | None) -> tuple[int, ...]:
-    return (0,) * masks.STEPS if mask is None else mask.steps
-
-
-def _parameters(*given: DeviceArray | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def _parameters(given: tuple[DeviceArray | None, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Parameters and their kinds, as kernels over channels take them."""
-    kinds = tuple(
-        elements.ABSENT if each is None else elements.KINDS[each.dtype.name] for each in given
-    )
-    return tuple(map(argument, given)), kinds
+    memory, kinds = [], []
+    for each in given:
+        memory.append(argument(each))
+        kinds.append(elements.ABSENT if each is None else elements.KINDS[each.form.dtype.name])
+    return tuple(memory), tuple(kinds)
 
 
-def _correction(epsilon: float, reference: Reference | None) -> folds.Correction:
-    if reference is None:
-        return folds.Correction(epsilon)
-    way = folds.BY_VARIANCE if reference.is_variance else folds.BY_STDDEV
-    return folds.Correction(epsilon, way, *reference.limits)
-
-
-def _blocks(channels: int) -> int:
-    return -(-channels // compile.FOLD_THREADS)
-
-
-def _launch_elements(
-    kernel: str, layout: str, mask: str, cut: Partition, x: DeviceArray, arguments: tuple[Any, ...]
-) -> None:
-    variant = compile.element_kernel(kernel, x.dtype.name, layout, mask)
-    launch(variant, cut.tiles * cut.splits, x, arguments)
-
-
-def _launch_channels(
-    kernel: str, like: DeviceArray, blocks: int, arguments: tuple[Any, ...]
-) -> None:
-    dtype = "float64" if like.dtype == FLOAT64 else "float32"
-    variant = compile.channel_kernel(kernel, dtype)
-    launch(variant, blocks, like, arguments)
+def _moving(
+    epsilon: float, reference: Reference | None, moving: Moving | None
+) -> tuple[tuple[Any, ...], int, folds.Correction]:
+    """The statistics to be moved and where they go, their kind, and by what they are."""
+    way, limits = folds.PLAIN, (0.0, 0.0, 0.0)
+    if reference is not None:
+        way = folds.BY_VARIANCE if reference.is_variance else folds.BY_STDDEV
+        limits = reference.limits
+    if moving is None:
+        return _NOT_MOVED, elements.ABSENT, folds.Correction(epsilon, way, *limits)
+    # The kernel leaves alone what is not there.
+    missing = (argument(None),) * (5 - len(moving.statistics))
+    memory = (
+        *map(argument, moving.statistics), *missing, *map(argument, moving.moved), *missing,
+    )  # fmt: skip
+    renorm_momentum = -1.0 if moving.renorm_momentum is None else moving.renorm_momentum
+    correction = folds.Correction(epsilon, way, *limits, moving.momentum, renorm_momentum)
+    return memory, elements.KINDS[moving.statistics[0].dtype.name], correction

@@ -13,12 +13,13 @@ filled up with axes of size 1 in front:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays.device import DeviceArray
+from ..arrays.device import DeviceArray, Form
 from ..layout import Layout, mask_axes
 from .runtime import device_function
 
@@ -36,18 +37,18 @@ class Mask(NamedTuple):
     on: DeviceArray
     steps: tuple[int, ...]
 
-    @property
-    def by_position(self) -> bool:
-        """Whether it is the same all along a channel axis and a run."""
-        channel = self.steps[CHANNEL + AXES : INNER]
-        return not any(channel) and not any(self.steps[INNER + AXES :])
+
+def by_position(steps: tuple[int, ...]) -> bool:
+    """Whether a mask is the same all along a channel axis and a run."""
+    return not any(steps[CHANNEL + AXES : INNER]) and not any(steps[INNER + AXES :])
 
 
-def steps_of(on: DeviceArray, layout: Layout) -> tuple[int, ...] | None:
+@lru_cache(maxsize=4096)
+def steps_of(on: Form, layout: Layout) -> tuple[int, ...] | None:
     """How the bytes of a mask are found; None where a group has more axes, or longer ones, than
     kernels take."""
     flat: list[int] = []
-    ordered = on.transpose(layout.order)
+    ordered = on.in_order(layout.order)
     for sizes, strides in mask_axes(ordered.shape, ordered.strides, layout):
         fill = AXES - len(sizes)
         if fill < 0 or (len(sizes) > 1 and prod(sizes) > MOST_POSITIONS):
@@ -64,10 +65,10 @@ def offset(steps, group, position):
     # 32 bits: a division of 64 takes a hundred instructions. Launchers see to it that they do.
     width, height = np.uint32(steps[group + 2]), np.uint32(steps[group + 1])
     fastest = np.uint32(position)
-    middle = fastest // width
-    slowest = middle // height
+    middle = np.uint32(fastest // width)
+    slowest = np.uint32(middle // height)
     return (
-        np.int64(fastest - middle * width) * steps[group + 5]
-        + np.int64(middle - slowest * height) * steps[group + 4]
+        np.int64(np.uint32(fastest - middle * width)) * steps[group + 5]
+        + np.int64(np.uint32(middle - slowest * height)) * steps[group + 4]
         + np.int64(slowest) * steps[group + 3]
     )

@@ -16,7 +16,7 @@ where a run ends; a row is a run of one vector.
 """
 
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 from typing import NamedTuple
 
 # Threads of a block: enough to hide latency with few blocks on a multiprocessor, and few enough
@@ -29,12 +29,20 @@ LEAST_RUN = 4
 LEAST_ROWS = 16
 # Columns of several to a channel: what 32 bits count.
 MOST_COLUMNS = 1 << 31
-# Vectors that a thread walks at least, where there are that many: reducing a block costs as
-# much as some ten of them.
-LEAST_WALK = 32
+# Vectors that a thread reads before it computes, of which splits are made, so that no chunk but a
+# column's last is in part beyond the end.
+CHUNK = 4
+# Chunks that a thread walks at least, where there are that many: one until there are blocks for
+# four on each multiprocessor of a large device, which hide more than a block costs that idles
+# while it reduces; from then on eight, since reducing costs as much as some ten vectors.
+LEAST_CHUNKS, LEAST_BLOCKS = 1, 528
+CHUNKS = 8
 # Blocks at most: some four waves of the largest device, so that the last wave's idle part is
 # small; and each block leaves a partial result to be folded.
 MOST_BLOCKS = 2048
+# The same of kernels that leave nothing to be folded: a thread has coefficients to read first,
+# which costs as much as a chunk.
+APPLIED_CHUNKS, MOST_APPLIED = 4, 1 << 16
 
 
 class Partition(NamedTuple):
@@ -72,6 +80,7 @@ class Walk(NamedTuple):
     run: int
     run_step: int
     vector: int  # elements between two positions of a run
+    by_rows: bool
 
 
 @lru_cache(maxsize=4096)
@@ -82,13 +91,15 @@ def partition(
     vector: int,
     aligned: bool,
     masked: bool,
+    folded: bool = True,
     threads: int = THREADS,
-) -> tuple[Partition, bool]:
-    """The cut of an (outer, channels, inner) tensor, and whether it is read by vectors.
+) -> tuple[Partition, int]:
+    """The cut of an (outer, channels, inner) tensor, and how many elements are read at once.
 
     vector: elements in 16 bytes
     aligned: the memory begins at a multiple of them
     masked: rows may not be joined, since each has its own mask
+    folded: every block leaves partial results
     """
     total, width = outer * channels * inner, channels * inner
     joined = 1 if masked or not width else vector // gcd(width, vector)
@@ -98,46 +109,62 @@ def partition(
     worth_rows = wide_rows and joined == 1 and outer >= LEAST_ROWS and not wide_runs
     if (inner >= LEAST_RUN * vector and not worth_rows) or (inner > 1 and width >= MOST_COLUMNS):
         wide = vector if wide_runs else 1
-        return _by_runs(outer, channels, inner, wide, threads), wide_runs and vector > 1
-    if not wide_rows:
+        cut = _by_runs((outer, channels, inner), wide, threads, folded)
+        return cut, wide
+    half = vector // 2
+    if not wide_rows and joined == 1 and aligned and width % half == 0 and masked:
+        # A mask has rows of their own.
+        vector = half
+    elif not wide_rows:
         joined, vector = 1, 1
-    return _by_rows(total, channels, inner, joined * width, vector, threads), vector > 1
+    cut = _by_rows((outer, channels, inner), joined * width, vector, threads, folded)
+    return cut, vector
 
 
 def _by_rows(
-    total: int, channels: int, inner: int, columns: int, vector: int, threads: int
+    shape: tuple[int, int, int], columns: int, vector: int, threads: int, folded: bool
 ) -> Partition:
+    _, channels, inner = shape
+    total = prod(shape)
     vectors = columns // vector
     # A warp's width of vectors is 512 contiguous bytes.
     x_lanes = min(_power(vectors), 32, threads)
     rows = -(-total // max(1, columns))
     walk = Walk(
         columns=columns, repeat=inner, vectors=vectors, vector_step=vector,
-        positions=rows, run=1, run_step=columns, vector=vector,
+        positions=rows, run=1, run_step=columns, vector=vector, by_rows=True,
     )  # fmt: skip
-    return _cut(total, channels, walk, x_lanes, threads, True)
+    return _cut(total, channels, walk, x_lanes, threads, folded)
 
 
-def _by_runs(outer: int, channels: int, inner: int, vector: int, threads: int) -> Partition:
+def _by_runs(shape: tuple[int, int, int], vector: int, threads: int, folded: bool) -> Partition:
+    outer, channels, inner = shape
     run = inner // vector
     # Several channels share a block where one has too few positions for its threads.
     x_lanes = max(1, min(threads // _power(outer * run), _power(channels)))
     walk = Walk(
         columns=channels, repeat=1, vectors=channels, vector_step=inner,
-        positions=outer * run, run=run, run_step=channels * inner, vector=vector,
+        positions=outer * run, run=run, run_step=channels * inner, vector=vector, by_rows=False,
     )  # fmt: skip
-    return _cut(outer * channels * inner, channels, walk, x_lanes, threads, False)
+    return _cut(outer * channels * inner, channels, walk, x_lanes, threads, folded)
 
 
 def _cut(
-    total: int, channels: int, walk: Walk, x_lanes: int, threads: int, by_rows: bool
+    total: int, channels: int, walk: Walk, x_lanes: int, threads: int, folded: bool
 ) -> Partition:
     y_lanes = threads // x_lanes
     tiles = -(-walk.vectors // x_lanes)
-    blocks = min(MOST_BLOCKS, walk.positions * walk.vectors // (threads * LEAST_WALK))
+    chunks = walk.positions * walk.vectors // (threads * CHUNK)
+    if folded:
+        blocks = max(min(LEAST_BLOCKS, chunks // LEAST_CHUNKS), chunks // CHUNKS)
+        blocks = min(MOST_BLOCKS, blocks)
+    else:
+        blocks = max(min(LEAST_BLOCKS, chunks), chunks // APPLIED_CHUNKS)
+        blocks = min(MOST_APPLIED, blocks)
     splits = max(1, blocks // max(1, tiles))
-    # Whole steps, so that no thread has more than one position more than another.
-    split = max(1, -(-walk.positions // (splits * y_lanes))) * y_lanes
+    # Whole chunks, so that no thread has more than one more than another.
+    whole = y_lanes * CHUNK
+    split = max(1, -(-walk.positions // (splits * whole))) * whole
     splits = max(1, -(-walk.positions // split))
     step_runs, step_inner = divmod(y_lanes, walk.run)
     return Partition(
@@ -159,7 +186,7 @@ def _cut(
         tiles=tiles,
         x_bits=x_lanes.bit_length() - 1,
         y_bits=y_lanes.bit_length() - 1,
-        by_rows=int(by_rows),
+        by_rows=int(walk.by_rows),
     )
 
 

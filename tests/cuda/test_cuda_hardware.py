@@ -1,5 +1,7 @@
 """What only a device has: streams, graphs, other libraries' arrays, and large tensors."""
 
+from threading import Thread
+
 import cupy
 import numpy as np
 import pytest
@@ -68,6 +70,46 @@ def test_more_elements_than_32_bits_count():
     np.testing.assert_allclose(get(saved.statistics.mean), [3 / rows, 1 + 2 / rows], rtol=1e-9)
     assert torch.all(y[-1] > 30)
     assert torch.all(y[:-1].abs() < 1e-2)
+
+
+def test_more_elements_than_32_bits_count_in_runs():
+    """Two channels of runs that are longer than 2³⁰, the last position unlike the others."""
+    length = (1 << 30) + 512
+    x = torch.zeros(1, 2, length, dtype=torch.float16, device="cuda")
+    x[:, 1] = 1
+    x[..., -1] = 3
+    y, saved = numbabn.batch_norm_forward(x, axis=1)
+    np.testing.assert_array_equal(get(saved.statistics.count), [length, length])
+    np.testing.assert_allclose(get(saved.statistics.mean), [3 / length, 1 + 2 / length], rtol=1e-9)
+    assert torch.all(y[..., -1] > 30)
+    assert torch.all(y[..., :-1].abs() < 1e-2)
+    dx, dgamma, dbeta = numbabn.batch_norm_backward(torch.ones_like(x), x, saved, out=y)
+    assert torch.all(dx.abs() < 1e-2)
+    np.testing.assert_array_equal(get(dbeta), [length, length])
+    assert get(dgamma).shape == (2,)
+
+
+@pytest.mark.parametrize("of_elements", [False, True], ids=["rows", "elements"])
+def test_more_elements_than_32_bits_count_under_a_mask(of_elements):
+    rows = (1 << 31) + 1024
+    x = torch.zeros(rows, 2, dtype=torch.float16, device="cuda")
+    on = torch.zeros(rows, 2 if of_elements else 1, dtype=torch.bool, device="cuda")
+    x[-8:] = torch.arange(8, device="cuda")[:, None]
+    on[-8:] = True
+    statistics = numbabn.batch_statistics(x, mask=on).to_host()
+    np.testing.assert_array_equal(statistics.count, [8, 8])
+    np.testing.assert_allclose(statistics.mean, [3.5, 3.5], rtol=1e-6)
+    np.testing.assert_allclose(statistics.variance, [5.25, 5.25], rtol=1e-6)
+
+
+def test_a_thread_of_its_own():
+    """It has no context until the first call of numbabn's gives it one."""
+    x, *_ = tensors(rows=256)
+    found = []
+    thread = Thread(target=lambda: found.append(numbabn.batch_norm_forward(x)[0]))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], numbabn.batch_norm_forward(x)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -44,16 +44,16 @@ def visits(cut, vector):
     return seen
 
 
-@given(tensors(), st.sampled_from([2, 4, 8]), st.booleans(), st.booleans())
-def test_every_element_is_read_once(shape, vector, aligned, masked):
-    cut, wide = partition(*shape, vector, aligned, masked, 32)
+@given(tensors(), st.sampled_from([2, 4, 8]), st.booleans(), st.booleans(), st.booleans())
+def test_every_element_is_read_once(shape, vector, aligned, masked, folded):
+    cut, read = partition(*shape, vector, aligned, masked, folded, 32)
     assert cut.total == np.prod(shape)
-    np.testing.assert_array_equal(visits(cut, vector if wide else 1), np.ones(cut.total))
+    np.testing.assert_array_equal(visits(cut, read), np.ones(cut.total))
 
 
 @given(tensors(), st.sampled_from([2, 4, 8]), st.booleans(), st.booleans())
 def test_every_partial_result_is_folded_once(shape, vector, aligned, masked):
-    cut, _ = partition(*shape, vector, aligned, masked, 32)
+    cut, _ = partition(*shape, vector, aligned, masked, True, 32)
     fold, blocks = folds.fold_of(cut, 32)
     found = [
         (channel, item % fold.splits, place)
@@ -83,17 +83,22 @@ def test_every_partial_result_is_folded_once(shape, vector, aligned, masked):
     ids=str,
 )
 def test_how_common_shapes_are_read(shape, vector, wide, by_rows):
-    cut, found = partition(*shape, vector, True, False, THREADS)
-    assert (found, bool(cut.by_rows)) == (wide, by_rows)
+    cut, read = partition(*shape, vector, True, False, threads=THREADS)
+    assert (read, bool(cut.by_rows)) == (vector if wide else 1, by_rows)
     assert 90 < cut.tiles * cut.splits <= 2 * MOST_BLOCKS or shape[0] == 1
 
 
 def test_masked_rows_are_not_joined():
-    cut, wide = partition(1 << 20, 3, 1, 4, True, True, THREADS)
-    assert (cut.columns, wide) == (3, False)
+    cut, read = partition(1 << 20, 3, 1, 4, True, True, threads=THREADS)
+    assert (cut.columns, read) == (3, 1)
+
+
+def test_masked_rows_that_vectors_do_not_fit_are_read_by_half_of_them():
+    cut, read = partition(1 << 20, 100, 1, 8, True, True, threads=THREADS)
+    assert (cut.columns, cut.vectors, read) == (100, 25, 4)
 
 
 def test_the_cut_does_not_depend_on_a_device():
     """256 threads and a number of blocks that follows from the shape alone."""
-    cut, _ = partition(1 << 20, 64, 1, 4, True, False, THREADS)
+    cut, _ = partition(1 << 20, 64, 1, 4, True, False, threads=THREADS)
     assert (cut.splits, cut.tiles, cut.x_bits, cut.y_bits) == (MOST_BLOCKS, 1, 4, 4)

@@ -2,13 +2,14 @@
 
 numba-cuda asks the current device for its compute capability when it compiles a kernel, and for
 the rest when it loads one. Here :func:`device` answers for the device, and nothing is loaded. A
-kernel is compiled by the package's own function, so the code is that of a process with a device.
+kernel is compiled once for all capabilities, which is why `compile.build` is not what compiles it:
+a test holds that both give the same code.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -16,11 +17,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from numba.cuda import codegen
-from numba.cuda.cudadrv import driver
-
 from numbabn.cuda import compile
 from numbabn.cuda.compile import Variant, variants
+from numbabn.cuda.runtime import cuda
+
+# By way of the door: numba-cuda cannot be imported just so where warnings are errors.
+codegen, driver = cuda.codegen, cuda.cudadrv.driver
 
 # The oldest that the newest CUDA compiles for, and those of A100, H100 and B200.
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
@@ -31,6 +33,9 @@ THREADS = {(7, 5): 1024, (8, 0): 2048, (9, 0): 2048, (10, 0): 2048}
 RESERVED = 1024
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+_WITH_OPERANDS = re.compile(_INSTRUCTION.pattern + r"\s*([^;]*);", re.MULTILINE)
+_LABELLED = re.compile(rf"^(\.L_x_\d+):|{_WITH_OPERANDS.pattern}", re.MULTILINE)
+_REGISTER = re.compile(r"(?<![A-Z])R(\d+)(?:\.\w+)*")
 _LOAD_128 = re.compile(r"LDG\.(\w+\.)*128\b")
 _STORE_128 = re.compile(r"STG\.(\w+\.)*128\b")
 # Arithmetic only: a conversion or a comparison now and then costs nothing that shows.
@@ -38,7 +43,6 @@ _DOUBLE = re.compile(r"D(ADD|MUL|FMA)\b|MUFU\.(RCP|RSQ)64H")
 _PTX_DOUBLE = re.compile(
     r"^\s+(?:@!?%p\d+\s+)?((?:add|sub|mul|fma|mad|div|rcp|sqrt|rsqrt)\.[\w.]*f64)\b", re.MULTILINE
 )
-_ARITHMETIC = re.compile(r"(F|D|H)(ADD|MUL|FMA|SETP)|F2F|PRMT|HFMA2")
 
 
 class Compiled(NamedTuple):
@@ -50,7 +54,8 @@ class Compiled(NamedTuple):
     shared: bytes of shared memory of a block
     instructions: how often each one is in the code, by its name with modifiers
     loads, stores: global ones of 16 bytes
-    in_flight: loads of 16 bytes that follow each other before anything is computed
+    in_flight: loads of 16 bytes at most, of which nothing was read yet
+    loop: instructions of the shortest loop that loads 16 bytes at once; 0 without one
     doubles: float64 instructions of arithmetic
     ptx_doubles: the same in PTX, one for each
     """
@@ -63,6 +68,7 @@ class Compiled(NamedTuple):
     loads: int
     stores: int
     in_flight: int
+    loop: int
     doubles: int
     ptx_doubles: list[str]
 
@@ -97,9 +103,6 @@ def device(capability: tuple[int, int]) -> Iterator[None]:
         mock.patch("numba.cuda.dispatcher._Kernel.bind"),
         mock.patch("numba.cuda.codegen.CUDACodeLibrary.get_cufunc"),
         mock.patch("numba.cuda.cudadrv.driver._Linker", _TalkingLinker),
-        # What is there already was compiled for another device.
-        mock.patch.dict(compile._compiled, clear=True),
-        mock.patch.dict(compile._translated, clear=True),
     ):
         yield
 
@@ -108,8 +111,9 @@ def compiled(variant: Variant) -> dict[tuple[int, int], Compiled]:
     """A kernel for each compute capability."""
     with device(CAPABILITIES[0]):
         # What goes to the compiler, LLVM's IR, is the same for all.
-        compile.compiled(variant, device=0)
-        library = compile._translated[variant.name].library
+        dispatcher = cuda.jit(variant.signature, lto=False, **variant.options)(variant.function)
+        (translated,) = dispatcher.overloads.values()
+        library = translated.library
     found = {}
     for capability in CAPABILITIES:
         with device(capability):
@@ -134,7 +138,8 @@ def _compiled(name: str) -> dict[tuple[int, int], Compiled]:
 def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
     ptx, cubin = library.get_asm_str(), library.get_cubin()
     log = library.get_linkerinfo(library._ensure_cc(None))
-    instructions = _INSTRUCTION.findall(codegen.run_nvdisasm(cubin, ["-c", "-ndf"]))
+    code = codegen.run_nvdisasm(cubin, ["-c", "-ndf"])
+    instructions = _INSTRUCTION.findall(code)
     # The log of 9.0 alone counts what the device keeps for itself.
     reserved = RESERVED if capability == (9, 0) else 0
     return Compiled(
@@ -142,25 +147,55 @@ def _assembled(library: Any, capability: tuple[int, int]) -> Compiled:
         spilled=sum(_numbers(r"(\d+) bytes spill (?:stores|loads)", log)),
         stack=max(_numbers(r"(\d+) bytes stack frame", log)),
         shared=max(0, max(_numbers(r"(\d+) bytes smem", log), default=0) - reserved),
-        instructions=Counter(instructions),
+        instructions=instructions_of(code),
         loads=sum(map(bool, map(_LOAD_128.match, instructions))),
         stores=sum(map(bool, map(_STORE_128.match, instructions))),
-        in_flight=_in_flight(instructions),
+        in_flight=in_flight(code),
+        loop=shortest_loop(code),
         doubles=sum(map(bool, map(_DOUBLE.match, instructions))),
         ptx_doubles=_PTX_DOUBLE.findall(ptx),
     )
+
+
+def instructions_of(code: str) -> Counter[str]:
+    """How often each instruction is in a kernel's code."""
+    return Counter(_INSTRUCTION.findall(code))
 
 
 def _numbers(pattern: str, text: str) -> list[int]:
     return [int(found) for found in re.findall(pattern, text)]
 
 
-def _in_flight(instructions: Iterable[str]) -> int:
-    most = loads = 0
-    for instruction in instructions:
-        if _LOAD_128.match(instruction):
-            loads += 1
-            most = max(most, loads)
-        elif _ARITHMETIC.match(instruction):
-            loads = 0
+def shortest_loop(code: str) -> int:
+    """Instructions of the shortest loop that loads 16 bytes at once: of what it leads back to."""
+    labels: dict[str, int] = {}
+    names: list[str] = []
+    lengths: list[int] = []
+    for label, name, operands in _LABELLED.findall(code):
+        if label:
+            labels[label] = len(names)
+            continue
+        names.append(name)
+        back = labels.get(operands.rpartition("`(")[2].rstrip(") ")) if name == "BRA" else None
+        if back is not None and any(map(_LOAD_128.match, names[back:])):
+            lengths.append(len(names) - back)
+    return min(lengths, default=0)
+
+
+def in_flight(code: str) -> int:
+    """How many loads of 16 bytes there are at most of which nothing was read yet."""
+    most = 0
+    # The load that a register waits for, by the number of the register.
+    waits: dict[int, int] = {}
+    for number, (name, operands) in enumerate(_WITH_OPERANDS.findall(code)):
+        first, _, others = operands.partition(",")
+        target = _REGISTER.fullmatch(first.strip())
+        touched = set(map(int, _REGISTER.findall(others if target else operands)))
+        if target:
+            touched.add(int(target[1]))
+        arrived = {waits[register] for register in touched & waits.keys()}
+        waits = {register: load for register, load in waits.items() if load not in arrived}
+        if target and _LOAD_128.match(name):
+            waits |= dict.fromkeys(range(int(target[1]), int(target[1]) + 4), number)
+            most = max(most, len(set(waits.values())))
     return most

@@ -1,5 +1,6 @@
 """What the compiler makes of every kernel, for every kind of GPU: no device is needed."""
 
+import re
 from collections import Counter
 
 import offline
@@ -14,7 +15,9 @@ pytestmark = pytest.mark.timeout(1200)
 
 VARIANTS = {variant.name: variant for variant in variants()}
 OVER_ELEMENTS = [name for name, variant in VARIANTS.items() if variant.dtype]
-VECTORIZED = [name for name, variant in VARIANTS.items() if variant.vectorized]
+VECTORIZED = [name for name, variant in VARIANTS.items() if variant.size == 16]
+NARROW = [name for name, variant in VARIANTS.items() if variant.size == 8]
+SHORT = ("float16", "bfloat16")
 # Kernels that write an array; the others write sums of 4 or 8 bytes.
 WRITING = [name for name in VECTORIZED if name.startswith(("normalize", "gradient_r"))]
 
@@ -88,9 +91,31 @@ def test_no_float64_arithmetic_over_elements(kernels, name):
 def test_elements_are_read_16_bytes_at_once(kernels, name):
     for capability, kernel in kernels[name].items():
         assert kernel.loads > 0, capability
-        if VARIANTS[name].dtype in ("float16", "bfloat16"):
+        if VARIANTS[name].dtype in SHORT:
             # Nothing but elements is as wide as they are.
             assert not [each for each in kernel.instructions if each.startswith("LDG.E.U16")]
+
+
+# With a mask of elements the places in the mask take the registers.
+@of_each([name for name in VECTORIZED if "masked_elements" not in name])
+def test_four_reads_are_under_way_at_a_time(kernels, name):
+    """64 bytes of each thread cover the latency of memory, see `compile.RESIDENT`."""
+    for capability, kernel in kernels[name].items():
+        assert kernel.in_flight >= 4, capability
+
+
+@of_each([f"statistics_{layout}_{dtype}" for layout in ("rows", "runs") for dtype in SHORT])
+def test_statistics_of_16_bits_leave_issue_slots_to_memory(kernels, name):
+    """At 4.5 TB/s an H200 issues some 14 instructions for each 16-bit element."""
+    elements = 4 * 8  # of four loads
+    assert 0 < kernels[name][9, 0].loop <= 9.5 * elements
+
+
+@of_each(NARROW)
+def test_rows_that_vectors_do_not_fit_are_read_8_bytes_at_once(kernels, name):
+    for capability, kernel in kernels[name].items():
+        assert any(re.match(r"LDG\.(\w+\.)*64\b", each) for each in kernel.instructions), capability
+        assert not [each for each in kernel.instructions if each.startswith("LDG.E.U16")]
 
 
 @of_each(WRITING)
@@ -98,6 +123,46 @@ def test_elements_are_written_16_bytes_at_once(kernels, name):
     for capability, kernel in kernels[name].items():
         stores = sum(n for each, n in kernel.instructions.items() if each.startswith("STG"))
         assert kernel.stores == stores > 0, capability
+
+
+PAIR = """
+        /*0d20*/                   LDG.E.128 R4, desc[UR4][R12.64] ;
+        /*0d30*/              @!P0 LDG.E.128 R8, desc[UR4][R14.64] ;
+        /*0d40*/                   {} ;
+        /*0d50*/                   LDG.E.128 R16, desc[UR4][R12.64] ;
+        /*0d60*/                   FADD R20, R16.reuse, R5 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        ("IADD3 R12, R12, 0x10, RZ", 3),
+        ("IMAD.U32 R24, R7, 0x10000, RZ", 2),  # the upper half of what was loaded
+        ("LOP3.LUT R24, R8.reuse, 0xffff0000, RZ, 0xc0, !PT", 2),
+        ("STG.E.128 desc[UR4][R30.64], R8", 2),
+        ("MOV R4, RZ", 2),
+        ("MOV R40, UR4", 3),
+    ],
+)
+def test_loads_in_flight(between, expected):
+    """A load is in flight until an instruction, whichever, touches what it loads."""
+    assert offline.in_flight(PAIR.format(between)) == expected
+
+
+def test_the_shortest_loop():
+    code = """
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R12.64] ;
+.L_x_2:
+        /*0020*/                   FADD R20, R16, R5 ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/               @P1 BRA `(.L_x_3) ;
+        /*0050*/                   BRA `(.L_x_1) ;
+.L_x_3:
+"""
+    assert offline.shortest_loop(code) == 5
+    assert offline.shortest_loop(code.replace("LDG.E.128", "LDG.E")) == 0
 
 
 def test_the_checks_see_what_they_look_for():
@@ -114,14 +179,8 @@ def test_the_checks_see_what_they_look_for():
     assert kernel.spilled > 0
 
 
-def test_what_was_compiled_for_another_device_is_not_kept():
-    before = dict(compile._compiled), dict(compile._translated)
-    offline.compiled(VARIANTS["copy_32"])
-    assert (compile._compiled, compile._translated) == before
-
-
 def test_blocks_are_limited_by_registers_threads_and_shared_memory():
-    kernel = offline.Compiled(64, 0, 0, 0, Counter(), 0, 0, 0, 0, [])
+    kernel = offline.Compiled(64, 0, 0, 0, Counter(), 0, 0, 0, 0, 0, [])
     assert kernel.resident(256, (9, 0)) == 4  # 65536 / (64 · 256)
     assert kernel._replace(registers=65).resident(256, (9, 0)) == 3  # 72: eight at a time
     assert kernel._replace(registers=16).resident(256, (9, 0)) == 8
