@@ -83,6 +83,16 @@ def test_info_names_the_extra_to_install(monkeypatch, capsys):
     assert "not installed: pip install 'numbabn[cuda13]'" in capsys.readouterr().out
 
 
+def test_warmup_of_cuda_kernels_names_the_extra_to_install(monkeypatch):
+    monkeypatch.setattr("numbabn.cuda.availability.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["warmup", "--cuda", "--arch", "sm_90"])
+    assert ended.value.code == (
+        "arrays on a CUDA device need numba-cuda, which is not installed: pip install "
+        "'numbabn[cuda13]' (or [cuda12], after the CUDA version of the driver)"
+    )
+
+
 def test_every_command_has_a_module_of_its_own():
     for name in COMMANDS:
         module = importlib.import_module(f"numbabn.commands.{name}")

@@ -18,7 +18,7 @@ import numbabn
 
 from ..cpu.compile import cache_folder
 from ..cpu.threads import LEAST_PARALLEL
-from ..cuda.availability import why_unavailable
+from ..cuda.availability import missing_parts, why_unavailable
 from .extras import load
 
 # bfloat16 first: its conversions take longest to compile, and would otherwise be waited for.
@@ -46,6 +46,9 @@ def run(options: argparse.Namespace) -> int:
 
 def run_cuda(architectures: list[str] | None) -> int:
     """Compile every CUDA kernel for devices that are here, or elsewhere."""
+    missing = missing_parts()
+    if missing:
+        raise SystemExit("\n".join(missing))
     from ..cuda import compile, cubins
 
     if architectures is None:

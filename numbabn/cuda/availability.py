@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 _INSTALL = "pip install 'numbabn[cuda13]' (or [cuda12], after the CUDA version of the driver)"
 
+_NOT_INSTALLED = f"arrays on a CUDA device need numba-cuda, which is not installed: {_INSTALL}"
 # What numba-cuda compiles and links with, by the names that NVIDIA's finder has for them, and the
 # packages that bring it for CUDA 13 and for CUDA 12.
 _PARTS = {
@@ -17,10 +18,13 @@ _PARTS = {
 
 
 def missing_parts() -> list[str]:
-    """A sentence for each part of the CUDA toolkit that compiling needs and that is not here.
+    """A sentence for each thing that compiling needs and that is not here.
 
-    A part may come with a package or with a toolkit that CUDA_HOME names.
+    That is numba-cuda, or else parts of the CUDA toolkit, which may come with a package or with a
+    toolkit that CUDA_HOME names.
     """
+    if find_spec("numba_cuda") is None:
+        return [_NOT_INSTALLED]
     from cuda import pathfinder
 
     missing = []
@@ -40,7 +44,7 @@ def missing_parts() -> list[str]:
 def why_unavailable() -> str | None:
     """One sentence on why no kernel can run here, or None where one can."""
     if find_spec("numba_cuda") is None:
-        return f"arrays on a CUDA device need numba-cuda, which is not installed: {_INSTALL}"
+        return _NOT_INSTALLED
     from .runtime import SIMULATED, cuda
 
     if SIMULATED or cuda.is_available():
