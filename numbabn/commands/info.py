@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import platform
 from importlib.util import find_spec
 from typing import Any
@@ -104,7 +103,7 @@ def _cuda() -> dict[str, str]:
 
 def _toolkit() -> dict[str, str]:
     """A row for each part of a toolkit that is missing; none without numba-cuda."""
-    if importlib.util.find_spec("numba_cuda") is None or numba.config.ENABLE_CUDASIM:
+    if find_spec("numba_cuda") is None or numba.config.ENABLE_CUDASIM:
         return {}
     return {f"CUDA, part {i + 1}": text for i, text in enumerate(missing_parts())}
 
