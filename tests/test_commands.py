@@ -38,6 +38,8 @@ def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4), 
     monkeypatch.setattr("numbabn.commands.info.why_unavailable", lambda: missing)
     monkeypatch.setattr("numbabn.commands.info.missing_parts", lambda: list(parts))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    # Whether Keras is installed here is told by rows of other lengths.
+    monkeypatch.setattr("numbabn.commands.info._keras", dict)
     monkeypatch.setitem(sys.modules, "numba.cuda", cuda)
     monkeypatch.setitem(
         sys.modules, "numba.cuda.cudadrv.driver", SimpleNamespace(get_version=lambda: driver)
@@ -75,6 +77,17 @@ def test_info_says_what_cuda_there_is(installed, said, monkeypatch, capsys):
     install_cuda(monkeypatch, **installed)
     assert main(["info"]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_info_says_which_way_keras_takes(monkeypatch, capsys):
+    details = {"backend": "jax", "CPU": "fast", "CUDA": "slow: nothing is installed"}
+    keras = SimpleNamespace(backend_details=lambda: dict(details))
+    monkeypatch.setattr("numbabn.commands.info.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "numbabn.keras", keras)
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search("^Keras on jax, CPU +fast$", printed, re.MULTILINE)
+    assert re.search("^Keras on jax, CUDA +slow: nothing is installed$", printed, re.MULTILINE)
 
 
 def test_info_names_the_extra_to_install(monkeypatch, capsys):
