@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import signal
+import importlib
 import threading
+from signal import SIGINT
 from types import FrameType
 from typing import Any
+
+# What `signal` is made of. That looks up the name of each handler in vain, which takes longer than
+# all the rest of a step's assignments.
+_signal = importlib.import_module("_signal")
 
 
 class Uninterrupted:
@@ -21,12 +26,12 @@ class Uninterrupted:
         self._came: list[FrameType | None] = []
         self._handler: Any = None
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
+            handler = _signal.getsignal(SIGINT)
             # Neither ignored, nor the system's own, nor one that C code has set.
             if callable(handler):
                 # Kept first: from the next line on the interrupts are put off.
                 self._handler = handler
-                signal.signal(signal.SIGINT, self._note)
+                _signal.signal(SIGINT, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._came.append(frame)
@@ -35,6 +40,6 @@ class Uninterrupted:
         if self._handler is None:
             return
         # An interrupt that comes up to here is noted, and one that comes after is raised.
-        signal.signal(signal.SIGINT, self._handler)
+        _signal.signal(SIGINT, self._handler)
         if self._came:
-            self._handler(signal.SIGINT, self._came[0])
+            self._handler(SIGINT, self._came[0])

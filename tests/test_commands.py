@@ -43,6 +43,8 @@ def install_cuda(monkeypatch, *, missing=None, driver=(13, 0), toolkit=(13, 4), 
         "numbabn.commands.info.find_spec",
         lambda name: name if name == "numba_cuda" else find_spec(name),
     )
+    # Whether Keras is installed here is told by rows of other lengths.
+    monkeypatch.setattr("numbabn.commands.info._keras", dict)
     monkeypatch.setitem(sys.modules, "numba.cuda", cuda)
     monkeypatch.setitem(
         sys.modules, "numba.cuda.cudadrv.driver", SimpleNamespace(get_version=lambda: driver)
@@ -81,6 +83,17 @@ def test_info_says_what_cuda_there_is(installed, said, monkeypatch, capsys):
     assert main(["info"]) == 0
     # How wide the columns are depends on what else there is to say.
     assert re.sub(" {2,}", "  ", said) in re.sub(" {2,}", "  ", capsys.readouterr().out)
+
+
+def test_info_says_which_way_keras_takes(monkeypatch, capsys):
+    details = {"backend": "jax", "CPU": "fast", "CUDA": "slow: nothing is installed"}
+    keras = SimpleNamespace(backend_details=lambda: dict(details))
+    monkeypatch.setattr("numbabn.commands.info.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "numbabn.keras", keras)
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search("^Keras on jax, CPU +fast$", printed, re.MULTILINE)
+    assert re.search("^Keras on jax, CUDA +slow: nothing is installed$", printed, re.MULTILINE)
 
 
 def test_info_names_the_extra_to_install(monkeypatch, capsys):

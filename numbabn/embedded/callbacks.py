@@ -7,15 +7,18 @@ An interrupt is put off: it is asked for again once the request is answered, so 
 nor the request is lost.
 """
 
+from __future__ import annotations
+
 import ctypes
 import logging
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import count
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import Any
 
 from ..cpu.compile import exact
 from ..renorm import RenormClipping
@@ -32,11 +35,32 @@ OPEN, ANSWERED, FAILED = range(3)
 # Interrupts in a row that a request waits out: so many do not come by chance.
 _MOST_INTERRUPTS = 1000
 
+
+class Numbered(weakref.ref[Any]):
+    """A weak reference with a number; see `numbered`."""
+
+    __slots__ = ("number",)
+    number: int
+
+
+def numbered(referred, number, gone):
+    """A weak reference with a number, which comes into the deque `gone` once its object is gone.
+
+    It comes there without Python: an interrupt while Python frees something is lost.
+    """
+    reference = Numbered(referred, gone.append)
+    # Its hash is that of what it refers to, and can be asked for now only.
+    hash(reference)
+    reference.number = number
+    return reference
+
+
 # Functions that return numbers, by the index that programs have of them. They live with their
 # layers; but a call that is not over yet may need one whose layer is gone, so the last ones that
 # were asked for are kept; and those that a compiled program has are kept for good.
-_readers: WeakValueDictionary[int, Callable[[], float]] = WeakValueDictionary()
-_indices: WeakKeyDictionary[Callable[[], float], int] = WeakKeyDictionary()
+_readers: dict[int, Numbered] = {}
+_indices: dict[weakref.ref[Any], int] = {}
+_gone: deque[Numbered] = deque()
 _recent: OrderedDict[int, Callable[[], float]] = OrderedDict()
 _compiled: dict[int, Callable[[], float]] = {}
 # Of a thousand layers. No framework has so many calls under way.
@@ -60,12 +84,17 @@ _errors: deque[tuple[str, BaseException]] = deque(maxlen=16)
 def index_of(reader):
     """The number by which a program asks for what `reader` returns."""
     with _lock:
-        index = _indices.get(reader)
+        while _gone:
+            reference = _gone.popleft()
+            _readers.pop(reference.number, None)
+            _indices.pop(reference, None)
+        # References are equal where what they refer to is.
+        index = _indices.get(weakref.ref(reader))
         if index is None:
             # Never one that was there before: whoever asks for what is gone gets an error.
             index = next(_counter)
-            _readers[index] = reader
-            _indices[reader] = index
+            _readers[index] = reference = numbered(reader, index, _gone)
+            _indices[reference] = index
         _recent[index] = reader
         _recent.move_to_end(index)
         if len(_recent) > _MOST_RECENT:
@@ -80,7 +109,8 @@ def keep(readers):
 
 
 def _read(index):
-    reader = _readers.get(index)
+    reference = _readers.get(index)
+    reader = None if reference is None else reference()
     if reader is None:
         raise RuntimeError(
             "the layer whose limits of renorm are to be read does not exist any more"

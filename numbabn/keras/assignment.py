@@ -38,4 +38,4 @@ def _value_of(variable: Any) -> Any:
         # TensorFlow gives its own Variable.
         return value.read_value()
     # torch assigns in place; JAX and NumPy put a new array in.
-    return value.detach().clone() if hasattr(value, "detach") else value
+    return value.clone() if hasattr(value, "clone") else value

@@ -41,6 +41,8 @@ def steps(options):
     ]
 
 
+# Where kernels run as Python, there are too many lines.
+@pytest.mark.jit
 @pytest.mark.parametrize("number", range(4), ids=["first", "training", "inference", "backward"])
 @pytest.mark.parametrize("options", [{}, RENORM], ids=["plain", "renorm"])
 def test_an_interrupt_at_each_line(options, number):

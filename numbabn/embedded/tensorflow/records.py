@@ -5,12 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import numpy as np
 import tensorflow as tf
@@ -51,10 +48,6 @@ class Spec(NamedTuple):
     context: Any
 
 
-# Numbers of specs that are gone.
-_unused: deque[int] = deque()
-
-
 class _Entry:
     """A spec, the state of its kernels, and its records.
 
@@ -93,12 +86,6 @@ class _Entry:
         self.retired.extend(self.records.values())
         self.records.clear()
 
-    def __del__(self, unused: deque[int] = _unused, newest: int = kernel.NEWEST) -> None:
-        # No call is under way: its Index would hold on to this. (Python may have let go of this
-        # module already, hence the defaults.)
-        self.state[newest] = 0
-        unused.append(self.index)
-
 
 class Index(int):
     """The number of a spec, which exists for as long as this does."""
@@ -106,10 +93,11 @@ class Index(int):
     entry: _Entry
 
 
-# By their numbers. States stay where they are for good.
-_entries: list[Callable[[], _Entry | None]] = []
+# By the numbers of specs. States stay where they are for good.
 _states: list[np.ndarray[Any, Any]] = []
-_by_spec: WeakValueDictionary[Spec, _Entry] = WeakValueDictionary()
+_entries: dict[int, callbacks.Numbered] = {}
+_gone: deque[callbacks.Numbered] = deque()
+_by_spec: dict[Spec, int] = {}
 _recent: OrderedDict[Spec, _Entry] = OrderedDict()
 _kept: dict[Spec, _Entry] = {}
 _lock = threading.RLock()
@@ -131,8 +119,8 @@ def index_of(spec: Spec, keep: bool) -> Index:
     keep: whether it is for a graph, which refers to it for longer than anyone knows
     """
     with _lock:
-        entry = _by_spec.get(spec)
-        if entry is None:
+        entry = entry_of(_by_spec.get(spec, -1))
+        if entry is None or entry.spec != spec:
             entry = _new_entry(spec)
         if keep:
             _kept[spec] = entry
@@ -148,22 +136,34 @@ def index_of(spec: Spec, keep: bool) -> Index:
 
 
 def _new_entry(spec: Spec) -> _Entry:
-    if _unused:
-        number = _unused.popleft()
+    # Wherever an interrupt comes, what is lost is a number at the most.
+    if _gone:
+        number = _gone.popleft().number
+        # No call is under way: its Index would hold on to the entry.
+        _states[number][kernel.NEWEST] = 0
     else:
-        number = len(_states)
-        _states.append(np.zeros(kernel.STATE, np.int64))
-        _states[number][kernel.INDEX] = number
-        _entries.append(lambda: None)
+        state = np.zeros(kernel.STATE, np.int64)
+        number = state[kernel.INDEX] = len(_states)
+        _states.append(state)
     entry = _Entry(spec, number, _states[number])
-    _entries[number] = weakref.ref(entry)
-    _by_spec[spec] = entry
+    _entries[number] = callbacks.numbered(entry, number, _gone)
+    if len(_by_spec) > 2 * len(_states):
+        # Those of specs that are gone.
+        for each in [each for each, of in _by_spec.items() if not _is_of(of, each)]:
+            del _by_spec[each]
+    _by_spec[spec] = number
     return entry
+
+
+def _is_of(number: int, spec: Spec) -> bool:
+    entry = entry_of(number)
+    return entry is not None and entry.spec == spec
 
 
 def entry_of(index: int) -> _Entry | None:
     """What there is of a number; None where there is nothing."""
-    return _entries[index]() if 0 <= index < len(_entries) else None
+    reference = _entries.get(index)
+    return None if reference is None else reference()
 
 
 def spec_of(index: int) -> Spec:
