@@ -143,7 +143,6 @@ def test_a_small_disk_that_becomes_full(tmp_path):
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         assert "No space left on device" in call(disk)
-        call(disk)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -164,7 +163,7 @@ def processes_at_once(folder, environments):
 
 
 def test_processes_that_fill_a_folder_at_once(tmp_path, filled):
-    processes_at_once(tmp_path, [{}] * 3)
+    processes_at_once(tmp_path, [{}] * 2)
     names = [each.name for each in kernels(tmp_path)]
     assert names == [each.name for each in kernels(filled)]
     assert "compiled anew" not in call(tmp_path)
