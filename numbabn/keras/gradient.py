@@ -80,7 +80,7 @@ def _inside(
             found = _backward(bridge, function, kept, attributes, wanted)
             # As JAX has it: of the dtype of what it is the gradient of.
             return tuple(
-                ops.cast(found["d" + name], given[name].dtype) if "d" + name in found else None
+                _as(given[name], found["d" + name]) if "d" + name in found else None
                 for name in given
             )
 
@@ -97,13 +97,12 @@ def _before(
         results: Tensors = bridge.outside(_before, bridge, function, inputs, attributes)
         return results
     bridge.check_differentiable(inputs)
-    given = bridge.read(inputs)
-    results = bridge.run(function.forward, given, attributes)
-    arguments = {name: given[name] for name in function.arguments if name in given}
+    results = bridge.run(function.forward, inputs, attributes)
+    arguments = {name: inputs[name] for name in function.arguments if name in inputs}
     wanted = tuple("d" + name for name in arguments if bridge.is_wanted(arguments[name]))
     if not wanted:
         return results
-    kept = {**arguments, **function.kept({**given, **results})}
+    kept = {**arguments, **function.kept({**inputs, **results})}
     # A change of what is large is noticed: all of these are saved.
     tensors = {
         name: bridge.cloned(value) if OPERANDS[name] == ROWS else value
@@ -176,7 +175,13 @@ def gradient_of_node(
     for group in _groups(bridge, function, tuple("d" + name for name in names)):
         of_group = Node(function, attributes, group)
         found |= bridge.run(function.backward, kept, attributes, group, context=of_group)
-    return {name: ops.cast(found["d" + name], inputs[name].dtype) for name in names}
+    return {name: _as(inputs[name], found["d" + name]) for name in names}
+
+
+def _as(tensor: Any, gradient: Any) -> Any:
+    """A gradient in the dtype of the tensor whose it is."""
+    same = gradient.dtype == tensor.dtype
+    return gradient if same else ops.cast(gradient, tensor.dtype)
 
 
 def _second_of_node(bridge: ModuleType, node: Node, inputs: Tensors, gradients: Tensors) -> Tensors:

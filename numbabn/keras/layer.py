@@ -11,7 +11,7 @@ from ..channels import STATISTICS
 from ..checks import FLOATS, check_epsilon, check_momentum
 from ..embedded.operations import Attributes
 from ..layout import Axis, channel_axes, plain_axis
-from .assignment import assign_all
+from .assignment import assign_all, value_of
 from .bridges import bridge_of
 from .clipping import Clipping
 from .functions import INFERENCE, TRAINING
@@ -218,14 +218,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
             if self.synchronized:
                 _check_single_replica()
             names = STATISTICS if self._separate else STATISTICS[:2]
-            given |= {name: getattr(self, name).value for name in names}
+            variables = [getattr(self, name) for name in names]
+            # The last one that is assigned is never to be put back.
+            before = [*map(value_of, variables[:-1]), variables[-1].value]
+            given |= dict(zip(names, before, strict=True))
             if mask is not None:
                 given["mask"] = mask
             if self.renorm:
                 given |= self._clipping.inputs(bridge.in_graph)
             results = apply(bridge, TRAINING, given, attributes)
             traced = bridge.is_traced(results[names[0]])
-            assign_all([getattr(self, n) for n in names], [results[n] for n in names], traced)
+            assign_all(variables, before, [results[name] for name in names], traced)
         else:
             given |= {name: getattr(self, name).value for name in STATISTICS[:2]}
             results = apply(bridge, INFERENCE, given, attributes)

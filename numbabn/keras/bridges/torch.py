@@ -57,9 +57,6 @@ def check_differentiable(inputs: Mapping[str, Any]) -> None:
         )
 
 
-read = read_late
-
-
 def is_tensor(value: Any) -> bool:
     """Whether autograd can save `value`."""
     return isinstance(value, torch.Tensor)
