@@ -201,6 +201,33 @@ PENALTIES = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="a transformation of JAX")
+@pytest.mark.parametrize("case", CASES)
+def test_hessian(case):
+    """Forward mode over a gradient, and a gradient over forward mode's."""
+    import jax
+
+    rng = np.random.default_rng(0)
+    arguments = dict(CASES[case])
+    training, masked = arguments.pop("training", True), arguments.pop("masked", False)
+    x, weights = rng.normal(2, 3, (3, 2, 2)), rng.normal(size=(3, 2, 2))
+    mask = np.array([[1, 0], [1, 1], [0, 1]], bool) if masked else None
+    found = []
+    for kind in (BatchNormalization, Textbook):
+        layer = kind(dtype="float64", **arguments)
+        layer.build(x.shape)
+        trainable = [each.value for each in layer.trainable_variables]
+        others = [each.value for each in layer.non_trainable_variables]
+
+        def loss(x, layer=layer, trainable=trainable, others=others):
+            y, _ = layer.stateless_call(trainable, others, x, training=training, mask=mask)
+            return (weights * y**2).sum()
+
+        found.append((jax.hessian(loss)(x), jax.jacrev(jax.grad(loss))(x)))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-8, 1e-8 * np.abs(theirs).max())
+
+
 def test_layer_used_twice():
     """One layer at two places: both contribute, and its statistics move twice."""
     x = np.random.default_rng(0).normal(2, 3, (6, 3)).astype(np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from ml_dtypes import bfloat16
+from torch.autograd import forward_ad
 
 from ...channels import D, R
 from ...cuda.availability import why_unavailable
@@ -48,13 +49,22 @@ def leaves_out() -> bool:
 
 
 def check_differentiable(inputs: Mapping[str, Any]) -> None:
-    """Raise where torch would differentiate without asking: kernels have no derivative there."""
+    """Raise where torch differentiates without asking: a kernel says nothing of derivatives."""
+    refused = ""
     if torch._C._are_functorch_transforms_active():
+        refused = "under the transforms of torch.func"
+    elif forward_ad._current_level >= 0 and any(map(_is_dual, inputs.values())):
+        refused = "in torch's forward mode (torch.autograd.forward_ad)"
+    if refused:
         raise NotImplementedError(
-            "numbabn.keras.BatchNormalization does not run under the transforms of torch.func: "
-            "differentiate with torch.autograd, or use keras.layers.BatchNormalization, which "
+            f"numbabn.keras.BatchNormalization does not run {refused}: differentiate with "
+            "torch.autograd.grad, or use keras.layers.BatchNormalization, which "
             "numbabn.keras.convert(model, to_keras=True) puts back"
         )
+
+
+def _is_dual(value: Any) -> bool:
+    return is_tensor(value) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def is_tensor(value: Any) -> bool:
