@@ -58,7 +58,9 @@ class RenormClipping:
         unknown = [key for key in clipping if key not in ("rmin", "rmax", "dmax")]
         if unknown:
             raise ValueError(
-                f"renorm clipping: unknown key {unknown[0]!r}; expected rmin, rmax and dmax"
+                # In Keras's words, for those who look for them.
+                f"Received invalid keys for renorm clipping: {unknown[0]!r}; expected rmin, rmax "
+                "and dmax"
             )
         return cls(**clipping)
 

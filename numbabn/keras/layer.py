@@ -268,5 +268,5 @@ def _check_single_replica() -> None:
         raise NotImplementedError(
             f"synchronized=True over {context.num_replicas_in_sync} replicas is not supported by "
             "numbabn.keras.BatchNormalization: use keras.layers.BatchNormalization (without a "
-            "mask, which it ignores then), or synchronized=False"
+            "mask, with which it does not synchronize), or synchronized=False"
         )

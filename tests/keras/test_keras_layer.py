@@ -315,7 +315,7 @@ def test_none_is_no_limit():
         (
             {"rmx": 3},
             ValueError,
-            "renorm clipping: unknown key 'rmx'; expected rmin, rmax and dmax",
+            "Received invalid keys for renorm clipping: 'rmx'; expected rmin, rmax and dmax",
         ),
         (
             {"rmin": 2, "rmax": 1},

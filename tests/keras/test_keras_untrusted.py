@@ -38,7 +38,7 @@ def test_code_in_the_configuration_of_a_layer(name):
     ("changes", "message"),
     [
         ({"renorm_clipping": {"rmax": "lambda: 3"}}, "rmax must be a number, got str"),
-        ({"renorm_clipping": {"exec": 1.0}}, "unknown key 'exec'; expected rmin, rmax and dmax"),
+        ({"renorm_clipping": {"exec": 1.0}}, "invalid keys for renorm clipping: 'exec'"),
         ({"axis": "exit()"}, "axis must be an int or a list of ints"),
         ({"momentum": {"class_name": "__lambda__"}}, "momentum must be a number"),
     ],

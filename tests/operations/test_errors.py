@@ -226,7 +226,7 @@ EVERYWHERE = {
         "renorm clipping: rmax must be a number, got nan": [
             lambda g: correction(g, clipping={"rmax": NAN}),
         ],
-        "renorm clipping: unknown key 'r_min'; expected rmin, rmax and dmax": [
+        "Received invalid keys for renorm clipping: 'r_min'; expected rmin, rmax and dmax": [
             lambda g: numbabn.Renorm(FIVE, FIVE, {"rmax": 1.0, "r_min": 0.0}),
         ],
         "out must have the shape of x, (4, 3, 5), got (4, 5, 3)": [
@@ -295,7 +295,7 @@ EVERYWHERE = {
         "renorm clipping: rmin must not exceed rmax, got rmin=1.0 and rmax=0.5": [
             lambda g: layer(renorm=True, renorm_clipping={"rmax": 0.5, "rmin": 1.0}),
         ],
-        "renorm clipping: unknown key 'limit'; expected rmin, rmax and dmax": [
+        "Received invalid keys for renorm clipping: 'limit'; expected rmin, rmax and dmax": [
             lambda g: setattr(g.layer, "renorm_clipping", {"limit": 1.0}),
         ],
         (
