@@ -37,11 +37,11 @@ class RenormClipping:
             object.__setattr__(self, field.name, _limit(field.name, getattr(self, field.name)))
         if self.rmin > self.rmax:
             raise ValueError(
-                f"renorm clipping: rmin must not exceed rmax, "
+                f"renorm clipping: rmax should be at least rmin, "
                 f"got rmin={self.rmin} and rmax={self.rmax}"
             )
         if self.dmax < 0:
-            raise ValueError(f"renorm clipping: dmax must not be negative, got {self.dmax}")
+            raise ValueError(f"renorm clipping: dmax should be non-negative, got {self.dmax}")
 
     @classmethod
     def of(cls, clipping: RenormClipping | Mapping[str, float] | None) -> RenormClipping:

@@ -25,6 +25,7 @@ import keras
 from keras import ops
 
 from ..embedded.operations import OPERANDS, ROWS
+from ..interrupts import Uninterrupted
 from .bridges import Late
 from .functions import Function
 
@@ -123,7 +124,9 @@ def _before(
         # Not held by the graph that it has: that would be a circle.
         return results.pop(function.result), gradient
 
-    y = differentiable(*tensors.values())
+    # Keras's decorator would take an interrupt in there for a function that returns no gradient.
+    with Uninterrupted():
+        y = differentiable(*tensors.values())
     return {function.result: y, **results}
 
 

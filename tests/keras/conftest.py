@@ -15,7 +15,12 @@ IN_SIMULATION = "test_keras_in_simulation.py"
 # kernels, each alone, and one for all where no backend plays a part.
 OF_BACKENDS = {
     **dict.fromkeys(
-        ("test_keras_fit.py", "test_keras_schedule.py", "test_keras_gradients.py"),
+        (
+            "test_keras_fit.py",
+            "test_keras_schedule.py",
+            "test_keras_gradients.py",
+            "test_keras_own_suite.py",
+        ),
         ("torch", "tensorflow", "jax"),
     ),
     "test_callbacks.py": ("tensorflow", "jax"),
@@ -38,6 +43,7 @@ else:
 def pytest_configure(config):
     if BACKEND is None:
         return
+    config.addinivalue_line("markers", "requires_trainable_backend: a marker of Keras's own tests")
     # Keras's own calls, on their way to NumPy.
     config.addinivalue_line(
         "filterwarnings",

@@ -217,10 +217,10 @@ EVERYWHERE = {
         "renorm_stddev must have the shape of mean, (5,), got (5, 1)": [
             lambda g: correction(g, renorm_stddev=np.ones((5, 1))),
         ],
-        "renorm clipping: rmin must not exceed rmax, got rmin=2.0 and rmax=1.0": [
+        "renorm clipping: rmax should be at least rmin, got rmin=2.0 and rmax=1.0": [
             lambda g: numbabn.RenormClipping(rmin=2.0, rmax=1.0),
         ],
-        "renorm clipping: dmax must not be negative, got -1.0": [
+        "renorm clipping: dmax should be non-negative, got -1.0": [
             lambda g: correction(g, clipping={"dmax": -1}),
         ],
         "renorm clipping: rmax must be a number, got nan": [
@@ -292,7 +292,7 @@ EVERYWHERE = {
         "epsilon must be a positive number, got 0": [
             lambda g: layer(epsilon=0),
         ],
-        "renorm clipping: rmin must not exceed rmax, got rmin=1.0 and rmax=0.5": [
+        "renorm clipping: rmax should be at least rmin, got rmin=1.0 and rmax=0.5": [
             lambda g: layer(renorm=True, renorm_clipping={"rmax": 0.5, "rmin": 1.0}),
         ],
         "Received invalid keys for renorm clipping: 'limit'; expected rmin, rmax and dmax": [
