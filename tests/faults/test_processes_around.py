@@ -102,7 +102,7 @@ time.sleep(0.2)
 def test_an_end_while_threads_use_a_layer(framework, end):
     if framework in ("jax", "torch") and end == "pass":
         pytest.skip(
-            f"{framework} alone ends so by SIGABRT, its threads being ended below C++ (CPython <3.14)"
+            f"{framework} alone ends so by SIGABRT: its threads are ended below C++ (CPython <3.14)"
         )
     program = f"""
 limited = new_layer(renorm=True, renorm_clipping={{"rmax": lambda: 3.0}})
