@@ -1,10 +1,6 @@
 """What Python raises while a compiled program asks it: nothing crashes, and nothing is lost."""
 
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -112,43 +108,3 @@ def test_a_request_that_an_interrupt_comes_between_stays_open():
     answer(request.ctypes.data)
     assert request[callbacks.STATUS] == callbacks.FAILED
     assert request[callbacks.REASON :].tobytes().startswith(b"no 7\0")
-
-
-SOAK = """
-    import os, random, signal, sys, threading, time
-    import numpy as np
-    import keras
-    from numbabn.keras import BatchNormalization
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    layer = BatchNormalization(renorm=True, renorm_clipping={"rmax": lambda: 3.0})
-    rng = np.random.default_rng(0)
-    layer(rng.normal(size=(4, 3)).astype("f4"), training=True)
-    random.seed(0)
-    caught = 0
-    for turn in range(TURNS):
-        x = rng.normal(size=(5 + turn, 3)).astype("f4")
-        timer = threading.Timer(
-            random.random() * 0.004, os.kill, (os.getpid(), signal.SIGINT)
-        )
-        try:
-            timer.start()
-            for _ in range(1000):
-                y = keras.ops.convert_to_numpy(layer(x, training=True))
-                assert np.isfinite(y).all()
-        except KeyboardInterrupt:
-            caught += 1
-        timer.join()
-    print("caught", caught)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-def test_interrupts_at_random_moments():
-    turns = 40
-    source = textwrap.dedent(SOAK).replace("TURNS", str(turns))
-    done = subprocess.run(
-        [sys.executable, "-c", source],
-        capture_output=True, text=True, timeout=250, env={**os.environ}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-2:] == ["caught", str(turns)]
