@@ -141,9 +141,7 @@ def in_graph(tensor: Any) -> bool:
     return isinstance(tensor, jax.core.Tracer)
 
 
-def is_traced(tensor: Any) -> bool:
-    """Whether `tensor` stands in a computation that is traced."""
-    return isinstance(tensor, jax.core.Tracer)
+is_traced = in_graph  # There, nothing has a value yet.
 
 
 def paths() -> dict[str, str]:

@@ -60,9 +60,7 @@ def in_graph(tensor: Any) -> bool:
     return not tf.executing_eagerly()
 
 
-def is_traced(tensor: Any) -> bool:
-    """Whether `tensor` stands in a computation that is traced."""
-    return not tf.executing_eagerly()
+is_traced = in_graph  # There, nothing has a value yet.
 
 
 def paths() -> dict[str, str]:
