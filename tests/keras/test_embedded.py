@@ -214,11 +214,14 @@ def test_limits_are_read_when_the_program_runs(caller, batch):
     limits["dmax"] = 0.25
     np.testing.assert_array_equal(compiled(*batch), given(*batch))
     assert not np.array_equal(compiled(*batch), first)
-    for limit, reason in ((-1.0, "not be negative, got -1.0"), (np.nan, "be a number, got nan")):
+    for limit, reason in (
+        (-1.0, "should be non-negative, got -1.0"),
+        (np.nan, "must be a number, got nan"),
+    ):
         limits["dmax"] = limit
         with pytest.raises(caller.errors) as caught:
             caller.wait(compiled(*batch))
-        assert f"renorm clipping: dmax must {reason}" in str(caught.value)
+        assert f"renorm clipping: dmax {reason}" in str(caught.value)
 
 
 def test_limit_that_cannot_be_read(caller, batch, caplog):
