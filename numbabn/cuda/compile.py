@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from . import copies, cubins, elements, folds, kernels, masks, partition
+from . import copies, cubins, elements, folds, kernels, masks, moments, partition
 from .arithmetic import element_functions
 from .runtime import SIMULATED, bound, cuda, device_function
 
@@ -157,10 +157,11 @@ def element_kernel(kernel: str, dtype: str, layout: str, mask: str = "") -> Vari
         "read": elements.parameter if dtype == "float64" else elements.narrow_parameter,
     }
     constants |= {
-        each: device_function(bound(getattr(kernels, each), f"{each}_{name}", **constants))
-        for each in ("absorb", "apply")
+        each.__name__: device_function(bound(each, f"{each.__name__}_{name}", **constants))
+        for each in (moments.absorb, kernels.apply)
     }
-    function = bound(getattr(kernels, kernel), name, **constants)
+    module = moments if kernel == "statistics" else kernels
+    function = bound(getattr(module, kernel), name, **constants)
     doubles = -1 if dtype == "float64" else 0
     return Variant(
         name, function, types.void(*signature), dtype, size, THREADS,

@@ -3,7 +3,7 @@
 A block folds a few channels, each by several threads, which merge the columns and splits of
 the channel in turn and then each other's results, always in the same order.
 
-    partial         as in `kernels`
+    partial         as in `kernels`, its rows in `work`
     fold            a `Fold`
     parameters      a tuple of (channels,) parameters, of the dtypes that `kinds` says, see
                     `elements`; each function says which
@@ -21,7 +21,9 @@ from .. import formulas
 from ..channels import COUNT, DBETA, DGAMMA, GAMMA, MEAN, VARIANCE, D, R
 from .arithmetic import scale_shift, standard_deviation
 from .elements import ABSENT, parameter, store_parameter
-from .kernels import (
+from .partition import Partition
+from .runtime import cuda, device_function
+from .work import (
     COUNT_ON,
     HIGH,
     LOW,
@@ -36,8 +38,6 @@ from .kernels import (
     SUM_DY_X,
     SUMS,
 )
-from .partition import Partition
-from .runtime import cuda, device_function
 
 # Bound by `compile`, as in `kernels`; these values are for readers only.
 THREADS = 128

@@ -50,7 +50,7 @@ from typing import Any
 from ..arrays.device import FLOAT64, DeviceArray, form_of
 from ..channels import GAMMA, VARIANCE, Moving, Parameters, Reference
 from ..layout import Layout
-from . import compile, copies, elements, folds, kernels, masks, plans
+from . import compile, copies, elements, folds, masks, plans, work
 from .masks import Mask
 from .runtime import SIMULATED, on
 from .submit import Step, argument
@@ -135,7 +135,7 @@ def _normalize(
         return
     # Parameters that are wider than what is computed with: by way of coefficients.
     channels = x.shape[1]
-    _, coefficients, _memory = _scratch(x, plans.scratch(x.dtype, 0, kernels.FORWARD * channels))
+    _, coefficients, _memory = _scratch(x, plans.scratch(x.dtype, 0, work.FORWARD * channels))
     prepare = plans.over_channels("given_coefficients", x.dtype, channels, kinds)
     prepare(x, (coefficients, epsilon), memory)
     _apply(x, coefficients, out)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..arrays.device import FLOAT32, FLOAT64, DeviceArray, Form, dense_form
-from . import compile, elements, folds, kernels, masks
+from . import compile, elements, folds, masks, work
 from .masks import Mask
 from .partition import Partition, partition
 from .submit import Step
@@ -44,8 +44,8 @@ class Forward:
         self._fold, self._blocks = folds.fold_of(cut, compile.FOLD_THREADS)
         self._dtype = _compute_dtype(x.dtype)
         self._folds: dict[tuple[int, ...], Step] = {}
-        partial = cut.splits * kernels.MOMENTS * cut.columns
-        self.scratch = scratch(x.dtype, partial, kernels.FORWARD * x.shape[1])
+        partial = cut.splits * work.MOMENTS * cut.columns
+        self.scratch = scratch(x.dtype, partial, work.FORWARD * x.shape[1])
 
     def fold(self, kinds: tuple[int, ...]) -> Step:
         """The fold for parameters of these kinds."""
@@ -79,7 +79,7 @@ def of_backward(x: Form, aligned: bool) -> Backward:
     return Backward(
         _over_elements("gradient_sums", x, layout, "", cut),
         Step(variant, blocks, fold),
-        scratch(x.dtype, cut.splits * kernels.SUMS * cut.columns, kernels.BACKWARD * x.shape[1]),
+        scratch(x.dtype, cut.splits * work.SUMS * cut.columns, work.BACKWARD * x.shape[1]),
     )
 
 

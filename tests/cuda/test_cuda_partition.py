@@ -19,7 +19,7 @@ def tensors(draw):
 
 
 def visits(cut, vector):
-    """How often each element is read, by the walk of `kernels`, all threads at once."""
+    """How often each element is read, as `walk` has it, all threads at once."""
     seen = np.zeros(cut.total, int)
     lanes = np.arange(1 << cut.x_bits), np.arange(1 << cut.y_bits)
     for block in range(cut.tiles * cut.splits):
