@@ -126,9 +126,11 @@ class NumPy(Library):
     def rows(
         self, table: Any, shape: tuple[int, ...], steps: tuple[int, ...] | None = None
     ) -> tuple[NDArray[Any], ...]:
+        if len(shape) == 1 and len(table) == 2:
+            # As every backward has them: whatever goes over rows takes three times as long.
+            return table[0], table[1]
         if len(shape) == 1:
-            # Iterating over an array takes twice as long.
-            return tuple(map(table.__getitem__, range(len(table))))
+            return tuple(table)
         if steps is None:
             return tuple(table.reshape(len(table), *shape))
         strides = [step * table.itemsize for step in steps]
