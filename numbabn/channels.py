@@ -15,6 +15,9 @@ STATISTICS = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", 
 # Rows of what a backward gives, (GRADIENTS, channels).
 DGAMMA, DBETA = range(2)
 GRADIENTS = 2
+# Rows of the sums over a batch that its gradients take, (SUMS, channels) float64.
+SUM_DY, SUM_DY_XHAT = range(2)
+SUMS = 2
 
 
 class Parameters(NamedTuple):

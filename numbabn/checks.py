@@ -9,8 +9,6 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
-from .channels import SAVED
-
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -76,12 +74,11 @@ def check_own_memory(out: Any) -> None:
         extent += stride * (size - 1)
 
 
-def check_saved(values: Any, channels: int) -> None:
-    """Raise ValueError unless `values` can be what a forward pass saved."""
-    shape = (SAVED, channels)
+def check_rows(values: Any, name: str, origin: str, shape: tuple[int, int]) -> None:
+    """Raise ValueError unless `values` can be rows of channels that another call returned."""
     if values.shape != shape or float_name(values.dtype) != "float64":
         raise ValueError(
-            f"values must be what a forward pass saved, float64 of shape {shape}, "
+            f"{name} must be what {origin}, float64 of shape {shape}, "
             f"got {values.dtype} of shape {values.shape}"
         )
 

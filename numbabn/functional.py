@@ -16,7 +16,7 @@ import numpy as np
 
 from . import checks
 from .arrays import Array, Described, Library
-from .channels import GRADIENTS, SAVED, Moving, Reference
+from .channels import GRADIENTS, SAVED, SUMS, Moving, Reference
 from .layout import Axis, Layout
 from .operands import Mask, Operands, dense, from_c_order, parameter_dtype, to_c_order
 from .renorm import Renorm, RenormClipping
@@ -318,6 +318,7 @@ def batch_norm_forward(
     mask: Array | None = None,
     epsilon: float = 1e-3,
     renorm: Renorm | None = None,
+    statistics: BatchStatistics | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """Normalize by the batch's own statistics: the forward pass of training.
@@ -340,6 +341,8 @@ def batch_norm_forward(
         mask: as for :func:`batch_statistics`.
         epsilon: added to the variance.
         renorm: a :class:`Renorm`, the reference to correct against.
+        statistics: of the batch that `x` is a part of, where it is not all of it: the merged
+            :func:`batch_statistics` of all parts. Then `mask` serves the backward pass only.
         out: where to write `y`; of the shape and dtype of `x`, and apart from it, since
             the backward pass reads `x` again.
 
@@ -361,15 +364,31 @@ def batch_norm_forward(
     parameters = operands.parameters(gamma, beta)
     reference = operands.reference(renorm)
     on = operands.mask(mask)
+    whole = None if statistics is None else _of_whole(operands, statistics)
     if out is not None:
         out = operands.checked_out(out, {"x": x, "gamma": gamma, "beta": beta, "mask": mask})
     y = operands.output(out)
     saved = operands.table(SAVED)
-    operands.launch.forward(
-        operands.canonical_x, on and on.canonical, parameters, epsilon, reference, None,
-        y[1], saved,
-    )  # fmt: skip
+    if whole is None:
+        operands.launch.forward(
+            operands.canonical_x, on and on.canonical, parameters, epsilon, reference, None,
+            y[1], saved,
+        )  # fmt: skip
+    else:
+        operands.launch.forward_given(
+            operands.canonical_x, whole, parameters, epsilon, reference, None, y[1], saved
+        )
     return operands.finish(y), _saved(operands, saved, axis, epsilon, on)
+
+
+def _of_whole(operands: Operands, statistics: BatchStatistics) -> tuple[Described, ...]:
+    """Count, mean and variance that are given, as launchers take them."""
+    if not isinstance(statistics, BatchStatistics):
+        raise TypeError(f"statistics must be a BatchStatistics, got {type(statistics).__name__}")
+    return tuple(
+        operands.parameter(getattr(statistics, name), f"statistics.{name}")
+        for name in ("count", "mean", "variance")
+    )
 
 
 def _saved(
@@ -423,7 +442,7 @@ def train(
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, saved: Saved, *, out: Array | None = None
+    dy: Array, x: Array, saved: Saved, *, sums: Array | None = None, out: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """The gradient of :func:`batch_norm_forward`, exact for masked positions too.
 
@@ -440,6 +459,8 @@ def batch_norm_backward(
         dy: the gradient with respect to `y`; of the shape and dtype of `x`.
         x: what was given to the forward pass, unchanged.
         saved: what the forward pass returned.
+        sums: of the batch that `x` is a part of, where it is not all of it: the
+            :func:`gradient_sums` of all parts, added. dgamma and dbeta are the whole batch's then.
         out: where to write `dx`; possibly `dy` or `x` itself.
 
     Returns:
@@ -457,6 +478,52 @@ def batch_norm_backward(
     >>> dx.ravel(), dbeta
     (array([0., 0., 0.]), array([3.]))
     """
+    operands, table, mask = _operands_of_saved(x, saved)
+    if sums is None:
+        return _backward(operands, dy, table, mask, saved._epsilon, out=out)
+    return _backward_of_part(operands, dy, table, mask, saved._epsilon, sums, out=out)
+
+
+def gradient_sums(dy: Array, x: Array, saved: Saved) -> Array:
+    """What the gradients of a batch take of a part of it, to be added up over all parts.
+
+        Σ dy        Σ dy · x̂        x̂ = (x − mean) / sqrt(variance + epsilon)
+
+    over all positions, by the statistics of the forward pass: those of the whole batch, which
+    :func:`batch_norm_forward` was given. Where `dy` is 0 nothing is added, whatever `x` holds.
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
+
+    Args:
+        dy, x, saved: as for :func:`batch_norm_backward`.
+
+    Returns:
+        (2, channels) float64, the channels of a list of axes in C order; where `x` is.
+
+    Raises:
+        TypeError: a wrong type or dtype, or arrays of several libraries.
+        ValueError: a wrong shape.
+
+    >>> import numpy as np
+    >>> x, dy = np.array([[1.0], [2.0], [6.0]]), np.array([[1.0], [0.0], [2.0]])
+    >>> parts = [slice(0, 1), slice(1, 3)]
+    >>> whole = BatchStatistics.merge_all(batch_statistics(x[part]) for part in parts)
+    >>> saved = [batch_norm_forward(x[part], statistics=whole)[1] for part in parts]
+    >>> sums = sum(gradient_sums(dy[part], x[part], one) for part, one in zip(parts, saved))
+    >>> dx = [
+    ...     batch_norm_backward(dy[part], x[part], one, sums=sums)[0]
+    ...     for part, one in zip(parts, saved)
+    ... ]
+    >>> _, saved = batch_norm_forward(x)
+    >>> bool(np.allclose(np.concatenate(dx), batch_norm_backward(dy, x, saved)[0]))
+    True
+    """
+    operands, table, _ = _operands_of_saved(x, saved)
+    sums, _ = _sums(operands, dy, table, saved._epsilon)
+    return operands.library.array(to_c_order(operands.library, sums, operands.layout))
+
+
+def _operands_of_saved(x: Array, saved: Saved) -> tuple[Operands, Described, Any]:
+    """The operands of a backward, and what was saved, and the mask, as launchers take them."""
     if not isinstance(saved, Saved):
         raise TypeError(f"saved must come from batch_norm_forward, got {type(saved).__name__}")
     library = saved._library
@@ -474,7 +541,7 @@ def batch_norm_backward(
         if mask is not None:
             on = library.on_stream_of(mask.on, operands.x)
             canonical_mask = operands.launch.mask_of(on, operands.layout)
-    return _backward(operands, dy, table, canonical_mask, saved._epsilon, out=out)
+    return operands, table, canonical_mask
 
 
 def backward_from_saved(
@@ -500,6 +567,72 @@ def backward_from_saved(
     saved = operands.saved(values)
     on = operands.mask(mask)
     return _backward(operands, dy, saved, on and on.canonical, epsilon, with_dx=with_dx, out=out)
+
+
+def sums_from_saved(
+    dy: Array, x: Array, values: Array, *, axis: Axis, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """:func:`gradient_sums` for the adapters, see :func:`backward_from_saved`; dgamma and dbeta
+    of this part besides."""
+    operands = Operands(x, axis)
+    sums, gradients = _sums(operands, dy, operands.saved(values), epsilon)
+    library = operands.library
+    given = library.array(to_c_order(library, sums, operands.layout))
+    return given, *operands.rows(gradients)
+
+
+def gradient_from_sums(
+    dy: Array,
+    x: Array,
+    values: Array,
+    sums: Array,
+    *,
+    axis: Axis,
+    mask: Array | None,
+    epsilon: float,
+    out: Array | None = None,
+) -> Array:
+    """dx by the sums of :func:`sums_from_saved`, for the adapters."""
+    operands = Operands(x, axis)
+    saved = operands.saved(values)
+    on = operands.mask(mask)
+    dx, _, _ = _backward_of_part(operands, dy, saved, on and on.canonical, epsilon, sums, out=out)
+    return dx
+
+
+def _sums(
+    operands: Operands, dy: Array, saved: Described, epsilon: float
+) -> tuple[Described, Described]:
+    """The sums of a part, and dgamma and dbeta of it, as launchers have them."""
+    described = operands.canonical(operands.like_x(dy, "dy"))
+    sums = operands.table(SUMS)
+    gradients = operands.table(GRADIENTS, parameter_dtype(operands.x.dtype))
+    operands.launch.gradient_sums(described, operands.canonical_x, saved, epsilon, sums, gradients)
+    return sums, gradients
+
+
+def _backward_of_part(
+    operands: Operands,
+    dy: Array,
+    saved: Described,
+    mask: Any,
+    epsilon: float,
+    sums: Array,
+    out: Array | None,
+) -> tuple[Array, Array, Array]:
+    """`_backward`, by the sums over the batch that x is a part of."""
+    described = operands.like_x(dy, "dy")
+    flat_sums = operands.sums(sums)
+    if out is not None:
+        given = {"dy": dy, "x": operands.library.array(operands.x), "sums": sums}
+        out = operands.checked_out(out, given, over=("dy", "x"))
+    dx = operands.output(out)
+    gradients = operands.table(GRADIENTS, parameter_dtype(operands.x.dtype))
+    operands.launch.gradient(
+        operands.canonical(described), operands.canonical_x, saved, mask, epsilon, flat_sums,
+        dx[1], gradients,
+    )  # fmt: skip
+    return operands.finish(dx), *operands.rows(gradients)
 
 
 def _backward(

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import checks
 from .arrays import Array, Described, Library
-from .channels import Parameters, Reference
+from .channels import SAVED, SUMS, Parameters, Reference
 from .layout import Axis, Layout, layout_of
 from .renorm import Renorm
 from .targets import launchers_of, library_of
@@ -128,8 +128,15 @@ class Operands:
 
     def saved(self, values: Array) -> Described:
         """What a forward saved, its channels in C order, as (SAVED, channels) for launchers."""
-        described = self.library.describe(values, "values", self.x)
-        checks.check_saved(described, self.channels)
+        return self._rows(values, "values", "a forward pass saved", SAVED)
+
+    def sums(self, sums: Array) -> Described:
+        """Sums of a gradient, their channels in C order, as (SUMS, channels) for launchers."""
+        return self._rows(sums, "sums", "gradient_sums returned", SUMS)
+
+    def _rows(self, values: Array, name: str, origin: str, rows: int) -> Described:
+        described = self.library.describe(values, name, self.x)
+        checks.check_rows(described, name, origin, (rows, self.channels))
         return self._dense(from_c_order(self.library, described, self.layout))
 
     # Outputs

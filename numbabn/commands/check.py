@@ -114,13 +114,30 @@ def _comparisons(case: Case) -> Iterator[tuple[str, Array, Array]]:
         yield "batch_statistics", result, want
 
     half = x.shape[0] // 2
-    parts = [
-        numbabn.batch_statistics(x[part], axis=axis, mask=data.part_of_mask(part))
-        for part in (slice(None, half), slice(half, None))
-    ]
-    got = numbabn.BatchStatistics.merge_all(parts)
+    parts = (slice(None, half), slice(half, None))
+    got = numbabn.BatchStatistics.merge_all(
+        numbabn.batch_statistics(x[part], axis=axis, mask=data.part_of_mask(part)) for part in parts
+    )
     for result, want in zip((got.count, got.mean, got.variance), batch, strict=False):
         yield "BatchStatistics.merge_all", result, want
+
+    forwards = [
+        numbabn.batch_norm_forward(
+            x[part], gamma, beta, axis=axis, mask=data.part_of_mask(part), epsilon=EPSILON,
+            statistics=got,
+        )
+        for part in parts
+    ]  # fmt: skip
+    y = np.concatenate([y for y, _ in forwards])
+    yield "parts of a batch", data.columns(y), float64.forward(x64, batch, gamma, beta, EPSILON)
+    both = list(zip(parts, (saved for _, saved in forwards), strict=True))
+    sums = sum(numbabn.gradient_sums(dy[part], x[part], saved) for part, saved in both)
+    backwards = [
+        numbabn.batch_norm_backward(dy[part], x[part], saved, sums=sums) for part, saved in both
+    ]
+    gradients = np.concatenate([dx for dx, _, _ in backwards]), *backwards[0][1:]
+    want_gradients = float64.backward(dy64, x64, batch, gamma, on, EPSILON)
+    yield from data.gradients("parts of a batch", gradients, want_gradients)
 
     y = numbabn.normalize(x, batch.mean, batch.variance, gamma, beta, axis=axis, epsilon=EPSILON)
     plain = float64.forward(x64, batch, gamma, beta, EPSILON)

@@ -122,7 +122,10 @@ def compile_all(dtype: str, layout: str) -> None:
         numbabn.batch_norm_forward(x, ones, ones, axis=axis, renorm=numbabn.Renorm(ones, ones))
         _, saved = numbabn.batch_norm_forward(x, ones, ones, axis=axis)
         numbabn.batch_norm_backward(x, x, saved)
-        numbabn.batch_statistics(x, axis=axis)
+        whole = numbabn.batch_statistics(x, axis=axis)
+        numbabn.batch_norm_forward(x, ones, ones, axis=axis, statistics=whole)
+        sums = numbabn.gradient_sums(x, x, saved)
+        numbabn.batch_norm_backward(x, x, saved, sums=sums)
         numbabn.normalize(x, ones, ones, ones, ones, axis=axis)
 
 

@@ -6,12 +6,18 @@ INTERFACE
     statistics(x, mask, saved)          count, mean and variance
     forward(x, mask, parameters, epsilon, reference, moving, out, saved)
                                         normalize by the batch's own statistics, and move `moving`
+    forward_given(x, statistics, parameters, epsilon, reference, moving, out, saved)
+                                        the same of a part of a batch, by those of the whole
     normalize(x, mean, variance, parameters, epsilon, out)
                                         normalize by statistics that are given
     constants(mean, variance, gamma, saved)
                                         what a forward would save whose statistics these are
     backward(dy, x, saved, mask, epsilon, training, out, gradients)
                                         the gradient of a forward, or of `normalize`
+    gradient_sums(dy, x, saved, epsilon, sums, gradients)
+                                        what the gradient of `x` takes of a part of a batch
+    gradient(dy, x, saved, mask, epsilon, sums, out, gradients)
+                                        the gradients of a part of a batch, by those of the whole
     renorm_correction(mean, variance, reference, epsilon, corrections)
     merge_statistics(one, other, merged)
     copy(source, target)                target[...] = source
@@ -25,10 +31,12 @@ what is not there, or not wanted.
     mask                    what `mask_of` gave
     parameters              `Parameters`: gamma and beta, (channels,)
     mean, variance, gamma   (channels,)
+    statistics              count, mean and variance, each (channels,) float64
     reference               a `Reference`: what renorm corrects against
     moving                  a `Moving`: statistics, and where they go once moved
     saved                   (SAVED, channels) float64: count, mean, variance, r, d, gamma
     gradients               (GRADIENTS, channels) float32, or float64 where x is: dgamma, dbeta
+    sums                    (SUMS, channels) float64: Σ dy, Σ dy · x̂
     training                False where the statistics were constants: `mask` plays no part, and
                             without `gradients` neither does x
     corrections             (2, n) float64: r and d of n channels
@@ -65,9 +73,11 @@ _NO_BYTES.flags.writeable = False
 # The steps of `tasks.run`: prepare, measure, combine, apply.
 STATISTICS = (None, steps.statistics, steps.forward_coefficients, None)
 FORWARD = (*STATISTICS[:3], steps.normalize)
-NORMALIZE = (steps.given_coefficients, None, None, steps.normalize)
+COEFFICIENTS = (steps.given_coefficients, None, None, None)
+NORMALIZE = (*COEFFICIENTS[:3], steps.normalize)
 SUMS = (steps.mean_coefficients, steps.gradient_sums, steps.backward_coefficients, None)
 BACKWARD = (*SUMS[:3], steps.gradient)
+GRADIENT = (steps.given_sums, None, None, steps.gradient)
 
 
 def statistics(x, mask, saved):
@@ -78,19 +88,39 @@ def statistics(x, mask, saved):
 def forward(x, mask, parameters, epsilon, reference, moving, out, saved):
     """Normalize `x` by its own statistics into `out`; fills `saved`, and moves `moving`."""
     steps = STATISTICS if out is None else FORWARD
-    kind, given = work.NO_REFERENCE, None
-    if reference is not None:
-        mean, spread, is_variance, limits = reference
-        kind, given = reference_kind(is_variance), (mean, spread, limits)
+    kind, against = _against(reference)
     plan = plan_for(steps, x, mask, kind)
     gamma, beta = parameters
     _launch(
         _forward, plan, x, x, out, mask, epsilon,
         plan.absent if gamma is None else gamma, plan.absent if beta is None else beta,
-        given, saved,
+        against, saved,
     )  # fmt: skip
     if moving is not None:
         _move(moving, saved, epsilon)
+
+
+def forward_given(x, statistics, parameters, epsilon, reference, moving, out, saved):
+    """Normalize `x` by the statistics of the batch that it is a part of, as `forward` does."""
+    saved[channels.COUNT], saved[channels.MEAN], saved[channels.VARIANCE] = statistics
+    kind, against = _against(reference)
+    plan = plan_for(COEFFICIENTS if out is None else NORMALIZE, x, None, kind)
+    gamma, beta = parameters
+    _launch(
+        _forward, plan, x, x, out, None, epsilon,
+        plan.absent if gamma is None else gamma, plan.absent if beta is None else beta,
+        against, saved,
+    )  # fmt: skip
+    if moving is not None:
+        _move(moving, saved, epsilon)
+
+
+def _against(reference):
+    """The kind of a reference, and what compiled code takes of it."""
+    if reference is None:
+        return work.NO_REFERENCE, None
+    mean, spread, is_variance, limits = reference
+    return reference_kind(is_variance), (mean, spread, limits)
 
 
 def normalize(x, mean, variance, parameters, epsilon, out):
@@ -119,14 +149,33 @@ def backward(dy, x, saved, mask, epsilon, training, out, gradients):
     if steps is NORMALIZE:
         x, saved = dy, saved.copy()
         saved[channels.MEAN] = 0.0
-    if saved.flags.writeable:
-        # As every forward's is that was kept: the types of the arrays are then the same.
-        saved = saved.view()
-        saved.flags.writeable = False
     plan = plan_for(steps, x, mask, kind=None if training else masks.OFF)
     if gradients is None:
         gradients = plan.absent.reshape(channels.GRADIENTS, 0)
-    _launch(_backward, plan, x, dy, out, mask, epsilon, saved, training, gradients)
+    _launch(_backward, plan, x, dy, out, mask, epsilon, _kept(saved), training, gradients)
+
+
+def gradient_sums(dy, x, saved, epsilon, sums, gradients):
+    """Fill `sums` with Σ dy and Σ dy · x̂; fills `gradients`."""
+    plan = plan_for(SUMS, x, None)
+    _launch(_gradient_sums, plan, x, dy, None, None, epsilon, _kept(saved), sums, gradients)
+
+
+def gradient(dy, x, saved, mask, epsilon, sums, out, gradients):
+    """The gradient of `x` into `out`, by sums over the batch that it is a part of.
+
+    Fills `gradients`, those of the batch.
+    """
+    plan = plan_for(GRADIENT, x, mask)
+    _launch(_gradient, plan, x, dy, out, mask, epsilon, _kept(saved), _kept(sums), gradients)
+
+
+def _kept(table):
+    """A table read-only, as what was kept is: the types of a call's arrays are then the same."""
+    if table.flags.writeable:
+        table = table.view()
+        table.flags.writeable = False
+    return table
 
 
 def backward_steps(training, with_dx, with_gradients):
@@ -199,11 +248,12 @@ def _fill(scratch, row, channels, given, default):
         scratch[start + channel] = default if given.size == 0 else given[channel]
 
 
-def _fill_saved(scratch, saved):
-    """Fill the rows of `per_channel` that a forward saved."""
-    for row in range(saved.shape[0]):
-        for channel in range(saved.shape[1]):
-            scratch[_PER_CHANNEL + row * saved.shape[1] + channel] = saved[row, channel]
+def _fill_rows(scratch, first, table):
+    """Fill rows of `per_channel`, from `first` on."""
+    for row in range(table.shape[0]):
+        for channel in range(table.shape[1]):
+            start = _PER_CHANNEL + (first + row) * table.shape[1]
+            scratch[start + channel] = table[row, channel]
 
 
 def _give(scratch, first, target):
@@ -216,13 +266,13 @@ def _give(scratch, first, target):
 
 # Loops: Numba takes longer to compile assignments of slices than all the rest of an operation.
 fill = kernel(_fill, "fill", parallel=False)
-fill_saved = kernel(_fill_saved, "fill_saved", parallel=False)
+fill_rows = kernel(_fill_rows, "fill_rows", parallel=False)
 give = kernel(_give, "give", parallel=False)
 memory, run = tasks.memory, tasks.run_parallel
 # What these are in an operation that is compiled.
 _COMPILED = {
     "fill": exact(_fill),
-    "fill_saved": exact(_fill_saved),
+    "fill_rows": exact(_fill_rows),
     "give": exact(_give),
     "memory": exact(tasks.memory),
     "run": tasks.run_serial,
@@ -246,6 +296,9 @@ class _Operation:
 def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
     scratch = memory(words)
     scratch[0] = epsilon
+    if not steps[1]:
+        # Nothing is measured: the statistics are given.
+        fill_rows(scratch, 0, saved)
     fill(scratch, channels.GAMMA, saved.shape[1], gamma, 1.0)
     fill(scratch, work.BETA, saved.shape[1], beta, 0.0)
     if reference is not None:
@@ -272,11 +325,31 @@ def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, bet
 def _backward(steps, words, x, dy, out, on, epsilon, saved, training, gradients):
     scratch = memory(words)
     scratch[0] = epsilon
-    fill_saved(scratch, saved)
+    fill_rows(scratch, 0, saved)
     nothing = saved[0, :0]
     fill(scratch, work.BETA, saved.shape[1], nothing, 0.0)
     if not training:
         fill(scratch, channels.COUNT, saved.shape[1], nothing, 0.0)
+    run(steps, x, dy, out, on, words, scratch)
+    give(scratch, work.DGAMMA, gradients)
+
+
+@_Operation
+def _gradient_sums(steps, words, x, dy, out, on, epsilon, saved, sums, gradients):
+    scratch = memory(words)
+    scratch[0] = epsilon
+    fill_rows(scratch, 0, saved)
+    run(steps, x, dy, out, on, words, scratch)
+    give(scratch, work.SUM_DY, sums)
+    give(scratch, work.DGAMMA, gradients)
+
+
+@_Operation
+def _gradient(steps, words, x, dy, out, on, epsilon, saved, sums, gradients):
+    scratch = memory(words)
+    scratch[0] = epsilon
+    fill_rows(scratch, 0, saved)
+    fill_rows(scratch, work.SUM_DY, sums)
     run(steps, x, dy, out, on, words, scratch)
     give(scratch, work.DGAMMA, gradients)
 
@@ -312,17 +385,19 @@ def reference_kind(is_variance):
 
 def plan_for(steps, x, mask, reference=work.NO_REFERENCE, kind=None):
     if kind is None:
-        kind = masks.NONE if mask is None else _kind(mask, x.shape[2])
+        kind = masks.NONE if mask is None else masks.POSITION
+        if is_of_elements(mask, x.shape[2]):
+            kind = masks.ELEMENT
     if kind == masks.ELEMENT:
         # Its words hold the mask's own steps: such a plan serves once.
         return _plan.__wrapped__(steps, x.shape, x.dtype, reference, kind, mask)
     return _plan(steps, x.shape, x.dtype, reference, kind, None)
 
 
-def _kind(mask, inner):
+def is_of_elements(mask, inner):
+    """Whether a mask is read an element at a time."""
     # Rows that hold several neighbouring positions need a mask of their columns.
-    shared = 1 < inner < LEAST_RUN
-    return masks.POSITION if mask.axes is None and not shared else masks.ELEMENT
+    return mask is not None and (mask.axes is not None or 1 < inner < LEAST_RUN)
 
 
 @lru_cache(maxsize=4096)

@@ -24,7 +24,6 @@ from .work import (
     BETA,
     BY_VARIANCE,
     COEFFICIENTS,
-    DBETA,
     DGAMMA,
     NO_REFERENCE,
     NUMBER,
@@ -33,6 +32,8 @@ from .work import (
     REFERENCE_SPREAD,
     SUM_1,
     SUM_2,
+    SUM_DY,
+    SUM_DY_XHAT,
     Adding,
     Backward,
     Block,
@@ -269,31 +270,29 @@ def forward_coefficients(work, tile):
     # LLVM vectorizes these, and with few rows they are half of the time.
     merge_splits(cut, tile, work.partial)
     save_moments(cut, first, last, work.partial[0], per_channel)
-    save_corrections(first, last, work.reference, work.numbers, per_channel)
-    for channel in range(first, last):
-        r, d = read_row(per_channel, R, channel), read_row(per_channel, D, channel)
-        write_forward(work, channel, r, d)
-    spread(cut, first, last, work.coefficients, 0, _FORWARD)
+    write_forward(work, first, last)
 
 
 @exact
-def write_forward(work, channel, r, d):
-    """The coefficients of a channel's first column, of y."""
-    per_channel, coefficients = work.per_channel, work.coefficients
-    variance = read_row(per_channel, VARIANCE, channel)
-    rstd = 1.0 / standard_deviation(variance, work.numbers.epsilon)
-    gamma, beta = read_row(per_channel, GAMMA, channel), read_row(per_channel, BETA, channel)
-    scale, shift = scale_shift(gamma, beta, rstd, r, d)
-    high, low = in_two(coefficients, read_row(per_channel, MEAN, channel))
-    write_column(coefficients, channel * work.cut.repeat, Forward(high, low, scale, shift))
+def write_forward(work, first, last):
+    """From the statistics of the channels [first, last): r and d, and the coefficients of y."""
+    cut, per_channel, coefficients = work.cut, work.per_channel, work.coefficients
+    save_corrections(first, last, work.reference, work.numbers, per_channel)
+    for channel in range(first, last):
+        variance = read_row(per_channel, VARIANCE, channel)
+        rstd = 1.0 / standard_deviation(variance, work.numbers.epsilon)
+        gamma, beta = read_row(per_channel, GAMMA, channel), read_row(per_channel, BETA, channel)
+        r, d = read_row(per_channel, R, channel), read_row(per_channel, D, channel)
+        scale, shift = scale_shift(gamma, beta, rstd, r, d)
+        high, low = in_two(coefficients, read_row(per_channel, MEAN, channel))
+        write_column(coefficients, channel * cut.repeat, Forward(high, low, scale, shift))
+    spread(cut, first, last, coefficients, 0, _FORWARD)
 
 
 def given_coefficients(work, tile):
-    """The coefficients of a tile, from a mean and a variance that are given."""
+    """The same from statistics that are given."""
     first, last = tile_channels(work.cut, tile)
-    for channel in range(first, last):
-        write_forward(work, channel, 1.0, 0.0)
-    spread(work.cut, first, last, work.coefficients, 0, _FORWARD)
+    write_forward(work, first, last)
 
 
 def normalize(work, task):
@@ -313,8 +312,14 @@ def normalize(work, task):
 
 def mean_coefficients(work, tile):
     """The mean of a tile's columns, before the sums need it."""
+    first, last = tile_channels(work.cut, tile)
+    write_means(work, first, last)
+
+
+@exact
+def write_means(work, first, last):
+    """The means of the columns of the channels [first, last)."""
     cut, coefficients = work.cut, work.coefficients
-    first, last = tile_channels(cut, tile)
     for channel in range(first, last):
         high, low = in_two(coefficients, read_row(work.per_channel, MEAN, channel))
         write_column(coefficients, channel * cut.repeat, Mean(high, low))
@@ -338,7 +343,7 @@ def gradient_sums(work, task):
 
 @exact
 def save_sums(cut, tile, partial, per_channel):
-    """Σ dy · (x − mean) and Σ dy of a tile's channels into DGAMMA and DBETA."""
+    """Σ dy · (x − mean) and Σ dy of a tile's channels into SUM_DY_XHAT and SUM_DY."""
     sums = partial[0]
     first_column, last_column = tile_columns(cut, tile)
     for split in range(1, cut.splits):
@@ -349,8 +354,8 @@ def save_sums(cut, tile, partial, per_channel):
     first, last = tile_channels(cut, tile)
     if cut.fold * cut.repeat == 1:
         for channel in range(first, last):
-            write_row(per_channel, DGAMMA, channel, read_row(sums, SUM_2, channel))
-            write_row(per_channel, DBETA, channel, read_row(sums, SUM_1, channel))
+            write_row(per_channel, SUM_DY_XHAT, channel, read_row(sums, SUM_2, channel))
+            write_row(per_channel, SUM_DY, channel, read_row(sums, SUM_1, channel))
         return
     for channel in range(first, last):
         sum_dy, sum_dy_x = 0.0, 0.0
@@ -359,31 +364,50 @@ def save_sums(cut, tile, partial, per_channel):
             for j in range(column, column + cut.repeat):
                 sum_dy += sums[SUM_1, j]
                 sum_dy_x += sums[SUM_2, j]
-        per_channel[DGAMMA, channel] = sum_dy_x
-        per_channel[DBETA, channel] = sum_dy
+        per_channel[SUM_DY_XHAT, channel] = sum_dy_x
+        per_channel[SUM_DY, channel] = sum_dy
 
 
 def backward_coefficients(work, tile):
     """From the sums of a tile: dgamma and dbeta, and the coefficients of dx."""
-    cut, per_channel, coefficients = work.cut, work.per_channel, work.coefficients
+    cut, per_channel = work.cut, work.per_channel
     save_sums(cut, tile, work.partial, per_channel)
     first, last = tile_channels(cut, tile)
     for channel in range(first, last):
         variance = read_row(per_channel, VARIANCE, channel)
         rstd = 1.0 / standard_deviation(variance, work.numbers.epsilon)
+        sum_dy_xhat = read_row(per_channel, SUM_DY_XHAT, channel) * rstd
+        write_row(per_channel, SUM_DY_XHAT, channel, sum_dy_xhat)
+    write_backward(work, first, last)
+
+
+@exact
+def write_backward(work, first, last):
+    """From the sums of the channels [first, last): dgamma, and the coefficients of dx."""
+    cut, per_channel, coefficients = work.cut, work.per_channel, work.coefficients
+    for channel in range(first, last):
+        variance = read_row(per_channel, VARIANCE, channel)
+        rstd = 1.0 / standard_deviation(variance, work.numbers.epsilon)
         r, gamma = read_row(per_channel, R, channel), read_row(per_channel, GAMMA, channel)
-        sum_dy = read_row(per_channel, DBETA, channel)
-        sum_dy_xhat = read_row(per_channel, DGAMMA, channel) * rstd
+        sum_dy = read_row(per_channel, SUM_DY, channel)
+        sum_dy_xhat = read_row(per_channel, SUM_DY_XHAT, channel)
         d, count = read_row(per_channel, D, channel), read_row(per_channel, COUNT, channel)
-        dgamma, dbeta = parameter_gradients(sum_dy, sum_dy_xhat, r, d)
+        # dbeta is Σ dy, and that is where it is to be.
+        dgamma, _ = parameter_gradients(sum_dy, sum_dy_xhat, r, d)
         scale, mean_dy, slope = input_gradient(gamma, r, rstd, count, sum_dy, sum_dy_xhat)
         write_row(per_channel, DGAMMA, channel, dgamma)
-        write_row(per_channel, DBETA, channel, dbeta)
         high, low = in_two(coefficients, mean_dy)
         mean = read_column(coefficients, channel * cut.repeat, Mean)
         column = Backward(mean.mean_high, mean.mean_low, scale, high, low, slope)
         write_column(coefficients, channel * cut.repeat, column)
     spread(cut, first, last, coefficients, _MEAN, COEFFICIENTS)
+
+
+def given_sums(work, tile):
+    """The same from sums that are given."""
+    first, last = tile_channels(work.cut, tile)
+    write_means(work, first, last)
+    write_backward(work, first, last)
 
 
 def gradient(work, task):

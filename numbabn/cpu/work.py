@@ -80,7 +80,8 @@ NO_REFERENCE, BY_STDDEV, BY_VARIANCE = range(3)
 # Rows of `per_channel`, float64: those of `channels` that a forward saves, then what it has
 # besides, or what a backward finds.
 BETA, REFERENCE_MEAN, REFERENCE_SPREAD = range(SAVED, SAVED + 3)
-DGAMMA, DBETA = range(SAVED, SAVED + 2)
+DGAMMA, DBETA, SUM_DY_XHAT = range(SAVED, SAVED + 3)
+SUM_DY = DBETA  # which it is
 PER_CHANNEL = SAVED + 3
 # Rows of sums over a block or, of gradients, over a split, float64.
 NUMBER, SUM_1, SUM_2 = range(3)

@@ -178,7 +178,14 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
             compute, _DOUBLES, compute, types.UniTuple(_BYTES, 4), types.UniTuple(_BYTES, 10),
             _CORRECTION, _integers(5), _FOLD,
         ),
-        "fold_backward": (compute, _DOUBLES, compute, compute, _DOUBLE, _INT, _FOLD),
+        "fold_backward": (
+            compute, _DOUBLES, compute, compute, _DOUBLES, _DOUBLE, _INT, _FOLD,
+        ),
+        "given_forward": (
+            _DOUBLES, compute, types.UniTuple(_BYTES, 7), types.UniTuple(_BYTES, 10), _CORRECTION,
+            _integers(8), _INT,
+        ),
+        "given_sums": (_DOUBLES, _DOUBLES, compute, compute, _DOUBLE, _INT),
         "given_coefficients": (compute, _DOUBLE, *_parameters(4), _INT),
         "given_statistics": (_DOUBLES, *_parameters(3), _INT),
         "merge_statistics": (_DOUBLES, *_parameters(6), _INT),
@@ -188,12 +195,15 @@ def channel_kernel(kernel: str, dtype: str) -> Variant:
     }[kernel]  # fmt: skip
     name = f"{kernel}_{dtype}"
     threads = FOLD_THREADS if kernel.startswith("fold") else CHANNEL_THREADS
-    function = bound(
-        getattr(folds, kernel),
-        name,
-        THREADS=threads,
-        COMPUTE=np.float64 if dtype == "float64" else np.float32,
-    )
+    constants: dict[str, Any] = {
+        "THREADS": threads,
+        "COMPUTE": np.float64 if dtype == "float64" else np.float32,
+    }
+    constants |= {
+        each.__name__: device_function(bound(each, f"{each.__name__}_{name}", **constants))
+        for each in (folds.write_forward, folds.write_backward)
+    }
+    function = bound(getattr(folds, kernel), name, **constants)
     return _simple(name, function, signature, threads)
 
 
@@ -234,7 +244,9 @@ def variants() -> Iterator[Variant]:
                 for mask in ("rows", "elements"):
                     yield element_kernel(kernel, dtype, "narrow", mask)
     for dtype in ("float32", "float64"):
-        for kernel in ("fold_forward", "fold_backward", "given_coefficients"):
+        for kernel in (
+            "fold_forward", "fold_backward", "given_forward", "given_sums", "given_coefficients",
+        ):  # fmt: skip
             yield channel_kernel(kernel, dtype)
     for kernel in ("given_statistics", "merge_statistics", "renorm_corrections"):
         yield channel_kernel(kernel, "float64")

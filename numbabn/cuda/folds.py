@@ -39,10 +39,13 @@ from .work import (
     SUMS,
 )
 
-# Bound by `compile`, as in `kernels`; these values are for readers only.
+# Bound by `compile`, as in `kernels`, `write_forward` and `write_backward` too; these values are
+# for readers only.
 THREADS = 128
 COMPUTE: Any = np.float32
 
+# Of what a backward is: of statistics that are constants, of a whole batch, or of a part of it.
+CONSTANT, TRAINING, OF_PART = range(3)
 # What a forward corrects against: nothing, a standard deviation, or a variance.
 PLAIN, BY_STDDEV, BY_VARIANCE = range(3)
 # Partial results that a thread merges in turn, before the threads of a channel are merged in a
@@ -219,34 +222,89 @@ def fold_forward(partial, saved, coefficients, parameters, moving, correction, k
         half //= 2
     if thread < width and channel < channels:
         variance = variance_of(count, m2)
-        stddev = standard_deviation(variance, correction.epsilon)
-        r, d = corrected(
-            mean, stddev, given(parameters, kinds, 2, channel, 0.0),
-            given(parameters, kinds, 3, channel, 1.0), correction,
+        write_forward(
+            (count, mean, variance), (channel, channels), (saved, coefficients), parameters, kinds,
+            correction,
         )  # fmt: skip
-        gain = given(parameters, kinds, 0, channel, 1.0)
-        saved[COUNT * channels + channel] = count
-        saved[MEAN * channels + channel] = mean
-        saved[VARIANCE * channels + channel] = variance
-        saved[R * channels + channel] = r
-        saved[D * channels + channel] = d
-        saved[GAMMA * channels + channel] = gain
-        offset = given(parameters, kinds, 1, channel, 0.0)
-        scale, shift = scale_shift(gain, offset, 1.0 / stddev, r, d)
-        high, low = in_two(mean, COMPUTE(0))
-        coefficients[PIVOT * channels + channel] = high
-        coefficients[SCALE * channels + channel] = scale
-        coefficients[SHIFT * channels + channel] = shift - low * scale
         # Last: the reference that was read may be among them.
         if kinds[4] != ABSENT:
             move_statistics(count, mean, variance, channel, moving, kinds[4], correction)
 
 
-def fold_backward(partial, saved, gradients, coefficients, epsilon, training, fold):
+def write_forward(statistics, place, results, parameters, kinds, correction):
+    """What a forward saves of a channel, and its coefficients; `compile` compiles it.
+
+    statistics  its count, mean and variance
+    place       the channel, and how many there are
+    results     `saved` and `coefficients`
+    parameters  as for `fold_forward`
+    """
+    count, mean, variance = statistics
+    channel, channels = place
+    saved, coefficients = results
+    stddev = standard_deviation(variance, correction.epsilon)
+    r, d = corrected(
+        mean, stddev, given(parameters, kinds, 2, channel, 0.0),
+        given(parameters, kinds, 3, channel, 1.0), correction,
+    )  # fmt: skip
+    gain = given(parameters, kinds, 0, channel, 1.0)
+    saved[COUNT * channels + channel] = count
+    saved[MEAN * channels + channel] = mean
+    saved[VARIANCE * channels + channel] = variance
+    saved[R * channels + channel] = r
+    saved[D * channels + channel] = d
+    saved[GAMMA * channels + channel] = gain
+    offset = given(parameters, kinds, 1, channel, 0.0)
+    scale, shift = scale_shift(gain, offset, 1.0 / stddev, r, d)
+    high, low = in_two(mean, COMPUTE(0))
+    coefficients[PIVOT * channels + channel] = high
+    coefficients[SCALE * channels + channel] = scale
+    coefficients[SHIFT * channels + channel] = shift - low * scale
+
+
+@device_function
+def write_gradients(sums, place, saved, gradients):
+    """dgamma and dbeta of a channel.
+
+    sums    Σ dy and Σ dy · x̂
+    place   the channel, and how many there are
+    """
+    channel, channels = place
+    r, d = saved[R * channels + channel], saved[D * channels + channel]
+    dgamma, dbeta = parameter_gradients(sums[0], sums[1], r, d)
+    gradients[DGAMMA * channels + channel] = dgamma
+    gradients[DBETA * channels + channel] = dbeta
+
+
+def write_backward(sums, place, saved, coefficients, epsilon, way):
+    """The coefficients of `gradient` of a channel; `compile` compiles it.
+
+    sums, place     as for `write_gradients`
+    way             TRAINING; or CONSTANT where the statistics were: then the coefficients are those
+                    with which `normalize` makes dx of dy
+    """
+    channel, channels = place
+    high, low = in_two(saved[MEAN * channels + channel], COMPUTE(0))
+    rstd = 1.0 / standard_deviation(saved[VARIANCE * channels + channel], epsilon)
+    count, r = saved[COUNT * channels + channel], saved[R * channels + channel]
+    if way == CONSTANT:
+        count, high, low = 0.0, COMPUTE(0), 0.0
+    scale, mean_dy, slope = input_gradient(
+        saved[GAMMA * channels + channel], r, rstd, count, sums[0], sums[1]
+    )
+    high_dy, low_dy = in_two(mean_dy, COMPUTE(0))
+    coefficients[PIVOT * channels + channel] = high
+    coefficients[SCALE * channels + channel] = scale
+    coefficients[SHIFT * channels + channel] = scale * (slope * low - low_dy)
+    coefficients[PIVOT_DY * channels + channel] = high_dy
+    coefficients[SLOPE * channels + channel] = slope
+
+
+def fold_backward(partial, saved, gradients, coefficients, sums, epsilon, way, fold):
     """dgamma and dbeta, and the coefficients of `gradient`.
 
-    training    0 where the statistics were constants: then the coefficients are those with
-                which `normalize` makes dx of dy
+    sums    (SUMS, channels) float64: instead of coefficients, where the way is OF_PART
+    way     of `write_backward`, or OF_PART
     """
     sums_dy = cuda.shared.array(THREADS, np.float64)
     sums_dy_x = cuda.shared.array(THREADS, np.float64)
@@ -270,29 +328,47 @@ def fold_backward(partial, saved, gradients, coefficients, epsilon, training, fo
         cuda.syncthreads()
         half //= 2
     if thread < width and channel < channels:
-        sum_dy, mean = sums_dy[thread], saved[MEAN * channels + channel]
-        high, low = in_two(mean, COMPUTE(0))
+        place = channel, channels
+        sum_dy = sums_dy[thread]
+        _, low = in_two(saved[MEAN * channels + channel], COMPUTE(0))
         rstd = 1.0 / standard_deviation(saved[VARIANCE * channels + channel], epsilon)
         sum_dy_xhat = (sums_dy_x[thread] - low * sum_dy) * rstd
-        r, d = saved[R * channels + channel], saved[D * channels + channel]
-        dgamma, dbeta = parameter_gradients(sum_dy, sum_dy_xhat, r, d)
-        gradients[DGAMMA * channels + channel] = dgamma
-        gradients[DBETA * channels + channel] = dbeta
-        count = saved[COUNT * channels + channel]
-        if training == 0:
-            count, high, low = 0.0, COMPUTE(0), 0.0
-        scale, mean_dy, slope = input_gradient(
-            saved[GAMMA * channels + channel], r, rstd, count, sum_dy, sum_dy_xhat
-        )
-        high_dy, low_dy = in_two(mean_dy, COMPUTE(0))
-        coefficients[PIVOT * channels + channel] = high
-        coefficients[SCALE * channels + channel] = scale
-        coefficients[SHIFT * channels + channel] = scale * (slope * low - low_dy)
-        coefficients[PIVOT_DY * channels + channel] = high_dy
-        coefficients[SLOPE * channels + channel] = slope
+        write_gradients((sum_dy, sum_dy_xhat), place, saved, gradients)
+        if way == OF_PART:
+            sums[channel], sums[channels + channel] = sum_dy, sum_dy_xhat
+        else:
+            write_backward((sum_dy, sum_dy_xhat), place, saved, coefficients, epsilon, way)
 
 
 # What is given for each channel
+
+
+def given_forward(saved, coefficients, parameters, moving, correction, kinds, channels):
+    """`fold_forward` from statistics that are given.
+
+    parameters  as there, and then count, mean and variance
+    """
+    channel = cuda.grid(1)
+    if channel < channels:
+        count = given(parameters, kinds, 4, channel, 0.0)
+        mean = given(parameters, kinds, 5, channel, 0.0)
+        variance = given(parameters, kinds, 6, channel, 1.0)
+        write_forward(
+            (count, mean, variance), (channel, channels), (saved, coefficients), parameters, kinds,
+            correction,
+        )  # fmt: skip
+        if kinds[7] != ABSENT:
+            move_statistics(count, mean, variance, channel, moving, kinds[7], correction)
+
+
+def given_sums(saved, sums, gradients, coefficients, epsilon, channels):
+    """`fold_backward` from Σ dy and Σ dy · x̂, (SUMS, channels) float64, of a training forward."""
+    channel = cuda.grid(1)
+    if channel < channels:
+        place = channel, channels
+        both = sums[channel], sums[channels + channel]
+        write_gradients(both, place, saved, gradients)
+        write_backward(both, place, saved, coefficients, epsilon, TRAINING)
 
 
 def given_coefficients(coefficients, epsilon, parameters, kinds, channels):

@@ -6,12 +6,18 @@ INTERFACE
     statistics(x, mask, saved)          count, mean and variance
     forward(x, mask, parameters, epsilon, reference, moving, out, saved)
                                         normalize by the batch's own statistics, and move `moving`
+    forward_given(x, statistics, parameters, epsilon, reference, moving, out, saved)
+                                        the same of a part of a batch, by those of the whole
     normalize(x, mean, variance, parameters, epsilon, out)
                                         normalize by statistics that are given
     constants(mean, variance, gamma, saved)
                                         what a forward would save whose statistics these are
     backward(dy, x, saved, mask, epsilon, training, out, gradients)
                                         the gradient of a forward, or of `normalize`
+    gradient_sums(dy, x, saved, epsilon, sums, gradients)
+                                        what the gradient of `x` takes of a part of a batch
+    gradient(dy, x, saved, mask, epsilon, sums, out, gradients)
+                                        the gradients of a part of a batch, by those of the whole
     renorm_correction(mean, variance, reference, epsilon, corrections)
     merge_statistics(one, other, merged)
     copy(source, target)                target[...] = source
@@ -25,10 +31,12 @@ what is not there, or not wanted.
     mask                    what `mask_of` gave
     parameters              `Parameters`: gamma and beta, (channels,)
     mean, variance, gamma   (channels,)
+    statistics              count, mean and variance, each (channels,) float64
     reference               a `Reference`: what renorm corrects against
     moving                  a `Moving`: statistics, and where they go once moved
     saved                   (SAVED, channels) float64: count, mean, variance, r, d, gamma
     gradients               (GRADIENTS, channels) float32, or float64 where x is: dgamma, dbeta
+    sums                    (SUMS, channels) float64: Σ dy, Σ dy · x̂
     training                False where the statistics were constants: `mask` plays no part, and
                             without `gradients` neither does x
     corrections             (2, n) float64: r and d of n channels
@@ -111,6 +119,29 @@ def forward(
             _apply(x, coefficients, out)
 
 
+def forward_given(
+    x: DeviceArray,
+    statistics: tuple[DeviceArray, ...],
+    parameters: Parameters,
+    epsilon: float,
+    reference: Reference | None,
+    moving: Moving | None,
+    out: DeviceArray | None,
+    saved: DeviceArray,
+) -> None:
+    """Normalize `x` by the statistics of the batch that it is a part of, as `forward` does."""
+    against = (None, None) if reference is None else (reference.mean, reference.spread)
+    given, kinds = _parameters((*parameters, *against, *statistics))
+    moved, kind, correction = _moving(epsilon, reference, moving)
+    channels = x.shape[1]
+    with on(x.device):
+        _, coefficients, _memory = _scratch(x, plans.scratch(x.dtype, 0, work.FORWARD * channels))
+        prepare = plans.over_channels("given_forward", x.dtype, channels, (*kinds, kind))
+        prepare(x, (argument(saved), coefficients), given, moved, correction)
+        if out is not None:
+            _apply(x, coefficients, out)
+
+
 def normalize(
     x: DeviceArray,
     mean: DeviceArray,
@@ -176,18 +207,61 @@ def backward(
         partial, coefficients, _memory = _scratch(x, plan.scratch)
         sums, results = argument(saved), argument(gradients)
         plan.sums(x, (argument(dy), argument(x), sums, partial))
-        plan.fold(x, (partial, sums, results, coefficients, epsilon, int(training)))
+        way = folds.TRAINING if training else folds.CONSTANT
+        plan.fold(x, (partial, sums, results, coefficients, argument(None), epsilon, way))
         if out is None:
             return
         if not training:
             # No part of x is left in the gradient: scale · dy.
             _apply(_ordered(dy, x), coefficients, out)
             return
-        step = plans.gradient(x.form, plans.aligned(dy, x, out), plans.steps_of(mask))
-        step(
-            x,
-            (argument(dy), argument(x), argument(mask and mask.on), coefficients, argument(out)),
-        )
+        _apply_gradient(dy, x, mask, coefficients, out)
+
+
+def gradient_sums(
+    dy: DeviceArray,
+    x: DeviceArray,
+    saved: DeviceArray,
+    epsilon: float,
+    sums: DeviceArray,
+    gradients: DeviceArray,
+) -> None:
+    """Fill `sums` with Σ dy and Σ dy · x̂; fills `gradients`."""
+    with on(x.device):
+        plan = plans.of_backward(x.form, plans.aligned(dy, x))
+        partial, coefficients, _memory = _scratch(x, plan.scratch)
+        of_forward, results = argument(saved), (argument(gradients), coefficients, argument(sums))
+        plan.sums(x, (argument(dy), argument(x), of_forward, partial))
+        plan.fold(x, (partial, of_forward, *results, epsilon, folds.OF_PART))
+
+
+def gradient(
+    dy: DeviceArray,
+    x: DeviceArray,
+    saved: DeviceArray,
+    mask: Mask | None,
+    epsilon: float,
+    sums: DeviceArray,
+    out: DeviceArray,
+    gradients: DeviceArray,
+) -> None:
+    """The gradient of `x` into `out`, by sums over the batch that it is a part of.
+
+    Fills `gradients`, those of the batch.
+    """
+    channels = x.shape[1]
+    with on(x.device):
+        _, coefficients, _memory = _scratch(x, plans.scratch(x.dtype, 0, work.BACKWARD * channels))
+        prepare = plans.over_channels("given_sums", x.dtype, channels, ())
+        prepare(x, (argument(saved), argument(sums), argument(gradients), coefficients, epsilon))
+        _apply_gradient(dy, x, mask, coefficients, out)
+
+
+def _apply_gradient(
+    dy: DeviceArray, x: DeviceArray, mask: Mask | None, coefficients: Any, out: DeviceArray
+) -> None:
+    step = plans.gradient(x.form, plans.aligned(dy, x, out), plans.steps_of(mask))
+    step(x, (argument(dy), argument(x), argument(mask and mask.on), coefficients, argument(out)))
 
 
 def _apply(x: DeviceArray, coefficients: Any, out: DeviceArray) -> None:

@@ -108,9 +108,10 @@ def gradient(x: Form, aligned: bool, mask: MaskSteps) -> Step:
 
 @lru_cache(maxsize=_KEPT)
 def over_channels(kernel: str, dtype: Any, channels: int, kinds: tuple[int, ...]) -> Step:
-    """A kernel over parameters of these kinds."""
+    """A kernel over channels, and parameters of these kinds where it has any."""
     variant = compile.channel_kernel(kernel, _compute_dtype(dtype))
-    return Step(variant, -(-channels // compile.CHANNEL_THREADS), kinds, channels)
+    constants = (kinds, channels) if kinds else (channels,)
+    return Step(variant, -(-channels // compile.CHANNEL_THREADS), *constants)
 
 
 def forget() -> None:

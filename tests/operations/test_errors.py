@@ -75,6 +75,12 @@ def from_saved(given, values):
     return backward_from_saved(given.dy, given.x, on(values), axis=-1, mask=None, epsilon=1e-3)
 
 
+def sums_of(given, **changes):
+    return numbabn.gradient_sums(
+        **changed({"dy": given.dy, "x": given.x, "saved": given.saved}, changes)
+    )
+
+
 def normalize_backward(given, **changes):
     ready = {"dy": given.dy, "x": given.x, "mean": given.five, "variance": given.five}
     return numbabn.normalize_backward(**changed(ready, changes))
@@ -114,6 +120,10 @@ def shown_as(memory, values, by):
 
 def values_must_be(got):
     return f"values must be what a forward pass saved, float64 of shape (6, 5), got {got}"
+
+
+def sums_must_be(got):
+    return f"sums must be what gradient_sums returned, float64 of shape (2, 5), got {got}"
 
 
 def is_on_device(name, got):
@@ -267,6 +277,17 @@ EVERYWHERE = {
         ],
         values_must_be("float64 of shape (6, 4)"): [
             lambda g: from_saved(g, np.zeros((6, 4))),
+        ],
+        sums_must_be("float64 of shape (2, 4)"): [
+            lambda g: backward(g, sums=np.zeros((2, 4))),
+        ],
+        sums_must_be("float32 of shape (2, 5)"): [
+            lambda g: backward(g, sums=np.zeros((2, 5), np.float32)),
+        ],
+        "statistics.count must have shape (5,), one value for each channel of x, got (2,)": [
+            lambda g: forward(
+                g, statistics=numbabn.BatchStatistics(*[on(np.ones(2, np.float64))] * 3)
+            ),
         ],
         values_must_be("float32 of shape (6, 5)"): [
             lambda g: from_saved(g, np.zeros((6, 5), np.float32)),
