@@ -26,6 +26,7 @@ from .operations import (
     RUN_FORWARD,
     RUN_RENORM_FORWARD,
     SAVED,
+    SUMS,
     TENSOR,
 )
 from .plans import AT, HEAD, KINDS
@@ -122,6 +123,8 @@ def _fits(plan, operands, words):
             expected = call.mask_bytes
         elif kind == SAVED:
             expected = rows.SAVED * channels
+        elif kind == SUMS:
+            expected = rows.SUMS * channels
         elif kind == NUMBER:
             expected = 1
         if plan[place] >= 0 and operands[plan[place], ELEMENTS] != expected:
@@ -160,6 +163,9 @@ def _fill(plan, operands, per_channel):
     if plan[AT.saved] >= 0:
         saved = per_channel[: rows.SAVED]
         saved[:] = memory.array_of(operands[plan[AT.saved]], saved.shape, np.float64)
+        if plan[AT.sums] >= 0:
+            sums = _sums_of(per_channel)
+            sums[:] = memory.array_of(operands[plan[AT.sums]], sums.shape, np.float64)
     elif plan[AT.run] == RUN_RENORM_FORWARD:
         mean, spread = per_channel[work.REFERENCE_MEAN], per_channel[work.REFERENCE_SPREAD]
         if plan[AT.renorm_mean] >= 0:
@@ -180,11 +186,19 @@ def _fill(plan, operands, per_channel):
 
 
 @exact
+def _sums_of(per_channel):
+    return per_channel[work.SUM_DY : work.SUM_DY + rows.SUMS]
+
+
+@exact
 def _give_rows(plan, operands, results, per_channel, moving, epsilon):
     """The results that are rows of channels, after the last step."""
     if plan[AT.new_saved] >= 0:
         saved = per_channel[: rows.SAVED]
         memory.array_of(results[plan[AT.new_saved]], saved.shape, np.float64)[:] = saved
+    if plan[AT.new_sums] >= 0:
+        sums = _sums_of(per_channel)
+        memory.array_of(results[plan[AT.new_sums]], sums.shape, np.float64)[:] = sums
     if plan[AT.new_moving_mean] >= 0:
         _move(plan, operands, results, per_channel, moving, epsilon)
     for place, row in ((AT.new_dgamma, work.DGAMMA), (AT.new_dbeta, work.DBETA)):

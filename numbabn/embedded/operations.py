@@ -11,13 +11,15 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, NamedTuple
 
-from ..channels import SAVED as SAVED_ROWS
+from .. import channels
 from ..channels import STATISTICS
 from ..renorm import RenormClipping
 
-# Kinds: like x; a mask; one value a channel; (6, channels) float64, what a forward keeps for its
-# backward (see `channels`); a single float32.
-TENSOR, MASK, ROWS, SAVED, NUMBER = range(5)
+# Kinds: like x; a mask; one value a channel; tables of float64, (rows, channels): what a forward
+# keeps for its backward, and the sums of a gradient (see `channels`); a single float32.
+TENSOR, MASK, ROWS, SAVED, SUMS, NUMBER = range(6)
+# Rows of each kind of table.
+TABLES = {SAVED: channels.SAVED, SUMS: channels.SUMS}
 
 LIMITS = tuple(limit.name for limit in fields(RenormClipping))
 _OF_CHANNELS = ("gamma", "beta", *STATISTICS)
@@ -25,12 +27,14 @@ OPERANDS: dict[str, int] = {
     **dict.fromkeys(("x", "dy"), TENSOR),
     "mask": MASK,
     "saved": SAVED,
+    "sums": SUMS,
     **dict.fromkeys(_OF_CHANNELS, ROWS),
     **dict.fromkeys(LIMITS, NUMBER),
 }
 RESULTS: dict[str, int] = {
     **dict.fromkeys(("y", "dx"), TENSOR),
     "saved": SAVED,
+    "sums": SUMS,
     **dict.fromkeys((*STATISTICS, "dgamma", "dbeta"), ROWS),
 }
 
@@ -120,8 +124,8 @@ def result_shape(name: str, shape: tuple[Any, ...], axis: int | tuple[int, ...])
         return shape
     named = (axis,) if isinstance(axis, int) else axis
     axes = [each % len(shape) for each in named]
-    if RESULTS[name] == SAVED:
-        return SAVED_ROWS, prod(shape[each] for each in axes)
+    if RESULTS[name] in TABLES:
+        return TABLES[RESULTS[name]], prod(shape[each] for each in axes)
     if len(axes) == 1:
         return (shape[axes[0]],)
     return tuple(size if i in axes else 1 for i, size in enumerate(shape))
@@ -131,7 +135,7 @@ def result_dtype(name: str, dtypes: Mapping[str, str]) -> str:
     """The dtype of a result, of those of the operands; a moved statistic keeps its own."""
     if RESULTS[name] == TENSOR:
         return dtypes["x"]
-    return "float64" if RESULTS[name] == SAVED else dtypes.get(name, rows_dtype(dtypes["x"]))
+    return "float64" if RESULTS[name] in TABLES else dtypes.get(name, rows_dtype(dtypes["x"]))
 
 
 def rows_dtype(dtype: str) -> str:
@@ -143,12 +147,13 @@ def read_dtype(name: str, dtype: str) -> str:
     """The dtype in which compiled code reads an operand of `dtype`."""
     if OPERANDS[name] == MASK:
         return "bool"
-    return dtype if OPERANDS[name] in (TENSOR, SAVED) else rows_dtype(dtype)
+    return dtype if OPERANDS[name] in (TENSOR, *TABLES) else rows_dtype(dtype)
 
 
 # What compiled code computes, of an operation and what is wanted of it. Renorm's reference are
-# `renorm_mean` and `renorm_stddev`, or where those are not there, the moving statistics.
-RUN_FORWARD, RUN_RENORM_FORWARD, RUN_NORMALIZE, RUN_SUMS, RUN_BACKWARD = range(5)
+# `renorm_mean` and `renorm_stddev`, or where those are not there, the moving statistics. A backward
+# may run as its sums, and then dx from these.
+RUN_FORWARD, RUN_RENORM_FORWARD, RUN_NORMALIZE, RUN_SUMS, RUN_GRADIENT, RUN_BACKWARD = range(6)
 
 
 def run_of(

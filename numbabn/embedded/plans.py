@@ -16,6 +16,7 @@ from .operations import (
     RESULTS,
     RUN_BACKWARD,
     RUN_FORWARD,
+    RUN_GRADIENT,
     RUN_NORMALIZE,
     RUN_RENORM_FORWARD,
     RUN_SUMS,
@@ -28,6 +29,7 @@ _STEPS = {
     RUN_RENORM_FORWARD: launch.FORWARD,
     RUN_NORMALIZE: launch.NORMALIZE,
     RUN_SUMS: launch.SUMS,
+    RUN_GRADIENT: launch.GRADIENT,
     RUN_BACKWARD: launch.BACKWARD,
 }
 
@@ -85,6 +87,14 @@ def geometry_of(x, mask, axis, expand):
     check_mask_shape(mask.shape, full, array.shape)
     on = np.broadcast_to(np.zeros((), np.bool_), full)
     return Geometry(layout, array.dtype, launch.mask_of(on, layout, expand), full)
+
+
+def passes_are_apart(geometry):
+    """Whether a backward goes over x for its sums, and over all of it again for dx."""
+    dtype, canonical = geometry.dtype, geometry.layout.canonical_shape
+    can_fold = not launch.is_of_elements(geometry.mask, canonical[2])
+    cut, _ = partition(*canonical, dtype.itemsize, can_fold)
+    return cut.splits > 1
 
 
 def make_plan(run, geometry, attributes, operands, results):

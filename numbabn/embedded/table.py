@@ -79,6 +79,7 @@ _FUNCTIONS = (
     steps.mean_coefficients,
     steps.gradient_sums,
     steps.backward_coefficients,
+    steps.given_sums,
     steps.gradient,
 )
 _LAYOUTS = 2

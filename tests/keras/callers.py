@@ -28,6 +28,7 @@ class Caller:
     package: of `numbabn.embedded`
     errors: what is raised where a program fails as it runs
     kernel, python: what the node of a program is called that is a kernel, or Python's
+    of_a_step: how many kernels there are in a training step over large tensors, backward included
     """
 
     def on_host(self, operation, inputs, attributes, wanted):
@@ -48,6 +49,7 @@ class Caller:
 
 class Jax(Caller):
     kernel, python = "numbabn_execute", "callback"
+    of_a_step = 3  # The backward is two, for XLA to leave out what nobody reads.
     # A mask is brought to the size of x along the reduced axes, as on the host.
     expands_masks = True
 
@@ -116,6 +118,7 @@ class Jax(Caller):
 
 class TensorFlow(Caller):
     kernel, python = "NumbabnKernels", "PyFunc"
+    of_a_step = 2
     expands_masks = False
 
     def __init__(self):

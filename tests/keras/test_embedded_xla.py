@@ -77,6 +77,18 @@ def test_in_place(monkeypatch):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_dx_is_left_out_where_nobody_reads_it(batch):
+    every, of_parameters = jax.grad(loss, (0, 1, 2)), jax.grad(loss, (1, 2))
+    # The forward, the sums of the backward, and dx from these.
+    assert len(caller.nodes(every, *batch)) == 3
+    assert len(caller.nodes(of_parameters, *batch)) == 2
+    found, expected = jax.jit(of_parameters)(*batch), jax.jit(every)(*batch)[1:]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # What a task goes over while it is in the cache is one call.
+    x = batch[0][:1, :1]
+    assert len(caller.nodes(every, x, *batch[1:])) == 2
+
+
 def test_program_holds_no_address(batch):
     program = jax.jit(lambda *arguments: train(*arguments)["y"]).lower(*batch).as_text()
     addresses = {int(each) for each in (*TABLE.entries, *STEPS.entries) if each > 1}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...channels import D, R
 from ...embedded import xla
-from ...embedded.operations import OPERANDS, RESULTS, SAVED, Operation, Shaped
+from ...embedded.operations import OPERANDS, RESULTS, TABLES, Operation, Shaped
 from ...targets import copy
 from ..compute import COMPUTE
 from . import Late, read_late
@@ -201,7 +201,7 @@ def _call(
 
 def _is_packed(name: str) -> bool:
     """Whether an operand or result is float64, which goes as its bits."""
-    return {**OPERANDS, **RESULTS}[name] == SAVED
+    return {**OPERANDS, **RESULTS}[name] in TABLES
 
 
 def _on_platform(cpu: Any, cuda: Any, other: Any, tensors: Tensors) -> Tensors:
