@@ -518,7 +518,13 @@ def gradient_sums(dy: Array, x: Array, saved: Saved) -> Array:
     True
     """
     operands, table, _ = _operands_of_saved(x, saved)
-    sums, _ = _sums(operands, dy, table, saved._epsilon)
+    described = operands.canonical(operands.like_x(dy, "dy"))
+    sums = operands.table(SUMS)
+    # dgamma and dbeta of a part are no one's: `batch_norm_backward` gives those of the whole.
+    gradients = operands.table(GRADIENTS, parameter_dtype(operands.x.dtype))
+    operands.launch.gradient_sums(
+        described, operands.canonical_x, table, saved._epsilon, sums, gradients
+    )
     return operands.library.array(to_c_order(operands.library, sums, operands.layout))
 
 
@@ -567,48 +573,6 @@ def backward_from_saved(
     saved = operands.saved(values)
     on = operands.mask(mask)
     return _backward(operands, dy, saved, on and on.canonical, epsilon, with_dx=with_dx, out=out)
-
-
-def sums_from_saved(
-    dy: Array, x: Array, values: Array, *, axis: Axis, epsilon: float
-) -> tuple[Array, Array, Array]:
-    """:func:`gradient_sums` for the adapters, see :func:`backward_from_saved`; dgamma and dbeta
-    of this part besides."""
-    operands = Operands(x, axis)
-    sums, gradients = _sums(operands, dy, operands.saved(values), epsilon)
-    library = operands.library
-    given = library.array(to_c_order(library, sums, operands.layout))
-    return given, *operands.rows(gradients)
-
-
-def gradient_from_sums(
-    dy: Array,
-    x: Array,
-    values: Array,
-    sums: Array,
-    *,
-    axis: Axis,
-    mask: Array | None,
-    epsilon: float,
-    out: Array | None = None,
-) -> Array:
-    """dx by the sums of :func:`sums_from_saved`, for the adapters."""
-    operands = Operands(x, axis)
-    saved = operands.saved(values)
-    on = operands.mask(mask)
-    dx, _, _ = _backward_of_part(operands, dy, saved, on and on.canonical, epsilon, sums, out=out)
-    return dx
-
-
-def _sums(
-    operands: Operands, dy: Array, saved: Described, epsilon: float
-) -> tuple[Described, Described]:
-    """The sums of a part, and dgamma and dbeta of it, as launchers have them."""
-    described = operands.canonical(operands.like_x(dy, "dy"))
-    sums = operands.table(SUMS)
-    gradients = operands.table(GRADIENTS, parameter_dtype(operands.x.dtype))
-    operands.launch.gradient_sums(described, operands.canonical_x, saved, epsilon, sums, gradients)
-    return sums, gradients
 
 
 def _backward_of_part(
