@@ -14,7 +14,7 @@ import numpy as np
 import numbabn
 
 from ..cpu.compile import cache_folder, why_not_kept
-from ..cpu.threads import LEAST_PARALLEL
+from ..cpu.threads import LEAST_PARALLEL, are_numba
 from ..cuda.availability import missing_parts, why_unavailable
 
 PACKAGES = ["numba", "llvmlite", "numpy", "ml_dtypes", "numba-cuda", "keras", "torch", "jax"]
@@ -67,6 +67,8 @@ def _version(package: str) -> str:
 
 
 def _threading_layer() -> str:
+    if not are_numba():
+        return "none of Numba's, but threads of numbabn's own"
     # Numba chooses a layer when the first parallel kernel runs, and knows none before.
     x = np.zeros((LEAST_PARALLEL, 1), np.float32)
     numbabn.normalize(x, np.zeros(1), np.ones(1), out=x)

@@ -58,7 +58,7 @@ from numpy.typing import NDArray
 
 from .. import channels, formulas
 from ..channels import Parameters
-from . import masks, steps, tasks, threads, work
+from . import masks, pool, steps, tasks, threads, work
 from .compile import exact, kernel
 from .elements import BFLOAT, HALF
 from .masks import mask_of as mask_of
@@ -275,12 +275,12 @@ _COMPILED = {
     "fill_rows": exact(_fill_rows),
     "give": exact(_give),
     "memory": exact(tasks.memory),
-    "run": tasks.run_serial,
+    "run": pool.run,
 }
 
 
 class _Operation:
-    """A function compiled whole, serial; and as it is, to run its steps on Numba's threads.
+    """A function compiled whole, and as it is, to run its steps on Numba's threads.
 
     Small work is over as soon as a call from Python to compiled code: so that is one call. Its
     arguments are plain: a NamedTuple takes longer to hand over than all of its arrays do.
@@ -288,12 +288,12 @@ class _Operation:
 
     def __init__(self, function):
         name = function.__name__.removeprefix("_")
-        self.threaded = function
-        self.serial = kernel(function, name, parallel=False, **_COMPILED)
+        self.on_numba = function
+        self.compiled = kernel(function, name, parallel=False, **_COMPILED)
 
 
 @_Operation
-def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
+def _forward(threads, steps, words, x, dy, out, on, epsilon, gamma, beta, reference, saved):
     scratch = memory(words)
     scratch[0] = epsilon
     if not steps[1]:
@@ -306,23 +306,23 @@ def _forward(steps, words, x, dy, out, on, epsilon, gamma, beta, reference, save
         scratch[1], scratch[2], scratch[3] = limits
         fill(scratch, work.REFERENCE_MEAN, saved.shape[1], mean, 0.0)
         fill(scratch, work.REFERENCE_SPREAD, saved.shape[1], spread, 0.0)
-    run(steps, x, dy, out, on, words, scratch)
+    run(steps, x, dy, out, on, words, scratch, threads)
     give(scratch, 0, saved)
 
 
 @_Operation
-def _normalize(steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
+def _normalize(threads, steps, words, x, dy, out, on, epsilon, mean, variance, gamma, beta):
     scratch = memory(words)
     scratch[0] = epsilon
     fill(scratch, channels.MEAN, x.shape[1], mean, 0.0)
     fill(scratch, channels.VARIANCE, x.shape[1], variance, 0.0)
     fill(scratch, channels.GAMMA, x.shape[1], gamma, 1.0)
     fill(scratch, work.BETA, x.shape[1], beta, 0.0)
-    run(steps, x, dy, out, on, words, scratch)
+    run(steps, x, dy, out, on, words, scratch, threads)
 
 
 @_Operation
-def _backward(steps, words, x, dy, out, on, epsilon, saved, training, gradients):
+def _backward(threads, steps, words, x, dy, out, on, epsilon, saved, training, gradients):
     scratch = memory(words)
     scratch[0] = epsilon
     fill_rows(scratch, 0, saved)
@@ -330,32 +330,32 @@ def _backward(steps, words, x, dy, out, on, epsilon, saved, training, gradients)
     fill(scratch, work.BETA, saved.shape[1], nothing, 0.0)
     if not training:
         fill(scratch, channels.COUNT, saved.shape[1], nothing, 0.0)
-    run(steps, x, dy, out, on, words, scratch)
+    run(steps, x, dy, out, on, words, scratch, threads)
     give(scratch, work.DGAMMA, gradients)
 
 
 @_Operation
-def _gradient_sums(steps, words, x, dy, out, on, epsilon, saved, sums, gradients):
+def _gradient_sums(threads, steps, words, x, dy, out, on, epsilon, saved, sums, gradients):
     scratch = memory(words)
     scratch[0] = epsilon
     fill_rows(scratch, 0, saved)
-    run(steps, x, dy, out, on, words, scratch)
+    run(steps, x, dy, out, on, words, scratch, threads)
     give(scratch, work.SUM_DY, sums)
     give(scratch, work.DGAMMA, gradients)
 
 
 @_Operation
-def _gradient(steps, words, x, dy, out, on, epsilon, saved, sums, gradients):
+def _gradient(threads, steps, words, x, dy, out, on, epsilon, saved, sums, gradients):
     scratch = memory(words)
     scratch[0] = epsilon
     fill_rows(scratch, 0, saved)
     fill_rows(scratch, work.SUM_DY, sums)
-    run(steps, x, dy, out, on, words, scratch)
+    run(steps, x, dy, out, on, words, scratch, threads)
     give(scratch, work.DGAMMA, gradients)
 
 
 def _launch(operation, plan, x, dy, out, mask, *arguments):
-    """Call an operation, on Numba's threads where that pays."""
+    """Call an operation, on several threads where that pays."""
     if out is None:
         out = x
     if plan.bits is not None:
@@ -364,9 +364,14 @@ def _launch(operation, plan, x, dy, out, mask, *arguments):
     if mask is not None:
         on = mask.on.reshape(-1)
         on.flags.writeable = False
-    threaded = x.size >= threads.LEAST_PARALLEL and threads.are_several()
-    call = operation.threaded if threaded else operation.serial
-    call(plan.steps, plan.words, x, dy, out, on, *arguments)
+    number = threads.number() if x.size >= threads.LEAST_PARALLEL else 1
+    call = operation.compiled
+    if number > 1:
+        if threads.are_numba():
+            call = operation.on_numba
+        else:
+            pool.start()
+    call(number, plan.steps, plan.words, x, dy, out, on, *arguments)
 
 
 class _Plan(NamedTuple):

@@ -1,10 +1,11 @@
 """Running the steps of `steps` over tasks.
 
 A step is compiled once for a dtype and a layout, as a C function. `run` calls up to four
-of them; it is compiled with `parallel=True` and, from the same body, serial, for small
-work and forked children. Both call the same machine code, so both give the same bits; and
-Numba's parallel pass, which takes seconds over large functions, sees a small one, once
-for all dtypes.
+of them; it is compiled serial, for small work and forked children, and, from the same body,
+with `parallel=True`, for whoever chose a threading layer of Numba's. By default `pool` has
+several threads call them, by the same rules (`jobs`). All of these call the same machine code, so
+all give the same bits; and Numba's parallel pass, which takes seconds over large functions, sees a
+small one, once for all dtypes.
 """
 
 from typing import Any
@@ -14,12 +15,13 @@ from llvmlite import ir
 from numba import config, prange, types
 from numba.extending import intrinsic
 
-from . import rows, runs, threads, work
+from . import rows, runs, work
 from .compile import bound, c_function, exact, kernel
 from .elements import array_at, read_fields
 from .masks import ELEMENT as ELEMENT_MASK
 from .masks import step_mask
 from .partition import Partition
+from .threads import launching
 from .work import Arrays, Call, Numbers, Work
 
 _TILES, _SPLITS = Partition._fields.index("tiles"), Partition._fields.index("splits")
@@ -149,21 +151,16 @@ def _arrays(*arrays):
 
 
 arguments_of = _arrays if config.DISABLE_JIT else kernel(_addresses, "addresses", parallel=False)
-_compiled_arguments_of = exact(_arrays if config.DISABLE_JIT else _addresses)
-_compiled_run = exact(run)
+# The same for what is compiled; its caller holds on to the memory of the arrays.
+compiled_arguments_of = exact(_arrays if config.DISABLE_JIT else _addresses)
+run_serial = exact(run)
 _run_parallel = kernel(run, "run_parallel", parallel=True)
 
 
-@exact
-def run_serial(steps, x, dy, out, on, words, scratch):
-    """`run` on arrays, from what is compiled; its caller holds on to their memory."""
-    _compiled_run(steps, words, _compiled_arguments_of(x, dy, out, on, words, scratch))
-
-
-def run_parallel(steps, x, dy, out, on, words, scratch):
-    """`run` on arrays, from Python, on Numba's threads."""
+def run_parallel(steps, x, dy, out, on, words, scratch, threads):
+    """`run` on arrays, from Python, on Numba's threads; it asks Numba itself how many."""
     arguments = arguments_of(x, dy, out, on, words, scratch)
-    with threads.launching():
+    with launching():
         _run_parallel(steps, words, arguments)
 
 

@@ -1,4 +1,7 @@
-"""When a kernel may use Numba's threads, and how it is called then.
+"""How many threads a call may use, and whose; and how a kernel is called on Numba's.
+
+By default they are those of `pool`: OpenMP's spin, and wait for one another, so that a single other
+process on the machine makes 2 ms into 40. Numba's serve whoever chose one of its layers.
 
 Numba's `workqueue` layer aborts the process when two threads launch at once, so a lock
 serves it. GNU OpenMP aborts in a forked child whose parent had used it, so a forked child
@@ -10,6 +13,7 @@ import threading
 from contextlib import nullcontext
 
 import numba
+from numba import config
 
 # Below so many elements, waking the threads costs more than they save: a launch takes
 # about 5 µs, in which one core normalizes some 30 000 float32 in its cache.
@@ -36,9 +40,14 @@ def in_forked_child():
     return _forked
 
 
-def are_several():
-    """Whether there is more than one thread for work that is large enough."""
-    return not _forked and numba.get_num_threads() > 1
+def number():
+    """How many threads there are for work that is large enough."""
+    return 1 if _forked or config.DISABLE_JIT else numba.get_num_threads()
+
+
+def are_numba():
+    """Whether work is for Numba's own threads: where a threading layer of theirs was chosen."""
+    return config.THREADING_LAYER != "default"
 
 
 def launching():

@@ -8,7 +8,7 @@ A plan names its kernels by their place in a table, which each process fills (`t
 `process`): neither compiled functions, which are cached, nor programs, which are kept, may
 hold an address.
 
-Tasks go to whatever threads the framework has, or else to some of our own (`jobs`, `pool`).
-Numba's would start a team for each thread that a framework calls from, and abort the process
-where the layer is `workqueue`. What only Python knows, it is asked for (`callbacks`).
+Tasks go to whatever threads the framework has, or else to those of our own (`cpu.jobs`,
+`cpu.pool`). Numba's would start a team for each thread that a framework calls from, and abort the
+process where the layer is `workqueue`. What only Python knows, it is asked for (`callbacks`).
 """

@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+from ..cpu.addresses import call, words
 from ..cpu.compile import exact
 from ..renorm import RenormClipping
 from . import table
-from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, call, words
+from .memory import INVALID_ARGUMENT, RESOURCE_EXHAUSTED
 
 logger = logging.getLogger("numbabn")
 

@@ -14,11 +14,14 @@ import numpy as np
 
 from .. import channels as rows
 from ..channels import STATISTICS
-from ..cpu import steps, tasks, work
+from ..cpu import jobs, steps, tasks, work
+from ..cpu.addresses import call
+from ..cpu.addresses import words as words_at
 from ..cpu.compile import exact
 from ..cpu.elements import array_at, read_fields
 from ..cpu.partition import Partition
-from . import callbacks, jobs, memory, table
+from ..cpu.threads import LEAST_PARALLEL
+from . import callbacks, memory, table
 from .memory import DATA, DTYPE, ELEMENTS
 from .operations import (
     MASK,
@@ -44,15 +47,15 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
 
     operands, results: (n, memory.BUFFER) words
     """
-    plan = memory.words(plan_address, HEAD)
+    plan = words_at(plan_address, HEAD)
     words_address = plan_address + 8 * HEAD
-    words = memory.words(words_address, plan_size - HEAD)
+    words = words_at(words_address, plan_size - HEAD)
     if not _is_loaded(plan):
         code, message = memory.FAILED_PRECONDITION, table.entry(table.AT.not_loaded)
-        return memory.call(fail, (source, code, message))
+        return call(fail, (source, code, message))
     if not _fits(plan, operands, words):
         code, message = memory.INVALID_ARGUMENT, table.entry(table.AT.misfit)
-        return memory.call(fail, (source, code, message))
+        return call(fail, (source, code, message))
     limits = _limits(plan, operands)
     if not _are_limits(limits):
         return callbacks.fail_limits(limits, source, fail)
@@ -60,12 +63,16 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
     # One piece of memory for the job, the scratch of its steps and the moving statistics.
     cut = read_fields(words, 0, Partition)
     at, channels = _places(cut), cut.channels
-    size = jobs.JOB + at.size + _MOVING * channels
-    job = memory.call(table.entry(table.AT.allocate), (8 * size,))
+    parts = 1
+    if cut.total >= LEAST_PARALLEL and table.entry(table.AT.is_parallel) != 0:
+        others = call(count_others, (source,))
+        parts = jobs.parts_of(cut.total, cut.tiles, cut.splits, others + 1)
+    size = jobs.size_of(parts) + at.size + _MOVING * channels
+    job = call(table.entry(table.AT.allocate), (8 * size,))
     if job == 0:
         code, message = memory.RESOURCE_EXHAUSTED, table.entry(table.AT.no_memory)
-        return memory.call(fail, (source, code, message))
-    scratch = job + 8 * jobs.JOB
+        return call(fail, (source, code, message))
+    scratch = job + 8 * jobs.size_of(parts)
     numbers = array_at(scratch, at.numbers, (work.NUMBERS,), np.float64)
     epsilon = memory.double(plan[AT.epsilon])
     numbers[0], numbers[1:] = epsilon, limits
@@ -83,17 +90,24 @@ def execute(plan_address, plan_size, operands, results, source, count_others, sc
         words_address,
         scratch,
     )
-    shared = memory.words(job, jobs.JOB)
-    for k in range(len(arguments)):
-        shared[jobs.ARGUMENTS + k] = arguments[k]
-    for step in range(4):
-        place = plan[AT.prepare + step]
-        shared[jobs.STEPS + step] = table.step_at(place) if place >= 0 else 0
-    jobs.run(job, cut.total, cut.tiles, cut.splits, source, count_others, schedule)
+    addresses = (
+        _step_at(plan[AT.prepare]),
+        _step_at(plan[AT.prepare + 1]),
+        _step_at(plan[AT.prepare + 2]),
+        _step_at(plan[AT.prepare + 3]),
+    )
+    jobs.fill(job, addresses, arguments)
+    jobs.run(job, cut.tiles, cut.splits, parts, source, schedule)
 
     _give_rows(plan, operands, results, per_channel, moving, epsilon)
     jobs.release(job)
     return 0
+
+
+@exact
+def _step_at(place):
+    """The address of a step at a place; 0 of none."""
+    return table.step_at(place) if place >= 0 else 0
 
 
 # Is the plan for this call?
@@ -113,14 +127,14 @@ def _fits(plan, operands, words):
     """Whether the buffers have the sizes and the dtype that the plan was made for."""
     if operands[plan[AT.x], DTYPE] != plan[AT.dtype]:
         return False
-    cut, call = read_fields(words, 0, Partition), read_fields(words, tasks.CALL, work.Call)
+    cut, called = read_fields(words, 0, Partition), read_fields(words, tasks.CALL, work.Call)
     channels = cut.channels
     for place in range(AT.x, AT.out):
         expected, kind = channels, KINDS[place - AT.x]
         if kind == TENSOR:
             expected = cut.total
         elif kind == MASK:
-            expected = call.mask_bytes
+            expected = called.mask_bytes
         elif kind == SAVED:
             expected = rows.SAVED * channels
         elif kind == SUMS:

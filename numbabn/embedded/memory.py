@@ -1,4 +1,4 @@
-"""Memory and C functions for compiled code, and what it knows of a framework's tensor.
+"""What compiled code knows of a framework's tensor.
 
 A *buffer* is three words: where the elements are, how many, and which of `DTYPES` they have, or
 -1 for another (a mask's).
@@ -10,7 +10,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from ..cpu.compile import exact
-from ..cpu.elements import pointer as pointer
+from ..cpu.elements import pointer
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 OTHER = -1
@@ -30,35 +30,6 @@ def double(typing_context, bits):
         return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(types.int64), generate
-
-
-@intrinsic
-def call(typing_context, function, arguments):
-    """Call a C function of pointers and integers: the word that it returns.
-
-    arguments: tuple of words and arrays; an array goes as its address, alive during the call
-    """
-
-    def generate(context, builder, signature, values):
-        word = ir.IntType(64)
-        words = []
-        for i, argument in enumerate(signature.args[1].types):
-            value = builder.extract_value(values[1], i)
-            if isinstance(argument, types.Array):
-                array = context.make_array(argument)(context, builder, value)
-                value = builder.ptrtoint(array.data, word)
-            words.append(value)
-        function_type = ir.FunctionType(word, [word] * len(words))
-        return builder.call(builder.inttoptr(values[0], function_type.as_pointer()), words)
-
-    kept = [each if isinstance(each, types.Array) else types.int64 for each in arguments]
-    return types.int64(types.int64, types.Tuple(kept)), generate
-
-
-@exact
-def words(address, size):
-    """The `size` words at an address."""
-    return carray(pointer(address), (size,), np.int64)
 
 
 @exact

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numba import config, types
 
-from ..cpu import threads
+from ..cpu import jobs, threads
+from ..cpu.addresses import address_of
 from ..cpu.compile import c_function
-from . import callbacks, jobs
+from . import callbacks
 from .operations import IDENTITY
 from .table import MESSAGES, TABLE
 
@@ -34,24 +35,16 @@ def fill_table():
 @lru_cache(maxsize=1)
 def _fill():
     python = ctypes.pythonapi
-    give_way: Any
-    if sys.platform == "win32":
-        give_way = ctypes.windll.kernel32.SwitchToThread
-    else:
-        give_way = ctypes.CDLL(None).sched_yield
     advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-    helper = c_function(jobs.help_task, "numbabn_help", types.void(types.int64))
-    _kept.append(helper)
+    jobs.fill_table()
     # Functions of Python's that need no GIL, or take it.
     TABLE.fill(
         allocate=address_of(python.PyMem_RawMalloc),
         free=address_of(python.PyMem_RawFree),
-        give_way=address_of(give_way),
         advise=address_of(advise),
         interrupt=address_of(python.PyErr_SetInterrupt),
         explain_limits=address_of(callbacks.explain_limits),
         read_late=address_of(callbacks.read_late),
-        help_task=helper.address,
         is_parallel=not threads.in_forked_child(),
         **{name: address_of_text(message) for name, message in MESSAGES.items()},
     )
@@ -65,11 +58,6 @@ def enter(table, framework, *functions):
         compiled = c_function(function, f"numbabn_{framework}_{function.__name__}", signature)
         _kept.append(compiled)
         table.fill(**{function.__name__: compiled.address})
-
-
-def address_of(function):
-    """The address of a C function that ctypes has found or made; 0 of None."""
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def address_of_text(text):

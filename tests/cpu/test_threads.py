@@ -354,7 +354,7 @@ def test_what_differs_in_values_alone_compiles_nothing_anew():
     _, saved = numbabn.batch_norm_forward(x, gamma, gamma)
     numbabn.batch_norm_backward(x, x, saved)
     operations = (launch._forward, launch._backward)
-    compiled = [list(operation.serial.compiled.signatures) for operation in operations]
+    compiled = [list(operation.compiled.compiled.signatures) for operation in operations]
     frozen = np.ones(4, np.float32)
     frozen.flags.writeable = False
     for axis in (0, 1, 2):
@@ -364,4 +364,4 @@ def test_what_differs_in_values_alone_compiles_nothing_anew():
             numbabn.batch_norm_backward(x, x, saved)
     numbabn.batch_norm_forward(x, frozen, frozen)
     numbabn.normalize_backward(x, x, frozen, frozen)
-    assert [list(operation.serial.compiled.signatures) for operation in operations] == compiled
+    assert [list(operation.compiled.compiled.signatures) for operation in operations] == compiled

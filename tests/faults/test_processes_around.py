@@ -11,7 +11,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 @needs_fork
-@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+@pytest.mark.parametrize("layer", ["default", "workqueue", "omp"])
 def test_fork_in_the_middle_of_a_call(layer):
     if layer == "omp":
         pytest.importorskip("numba.np.ufunc.omppool")

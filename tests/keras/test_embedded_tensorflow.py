@@ -230,27 +230,36 @@ def test_graph_of_another_process(batch):
 # Threads and processes
 
 
-@pytest.mark.parametrize("number", ["1", "3"])
-def test_threads(number):
-    """As many as Numba was told to use, started once; a forked child does without."""
+@pytest.mark.parametrize(("numba", "intra_op", "others"), [(1, 4, 0), (3, 4, 2), (4, 2, 1)])
+def test_threads(numba, intra_op, others):
+    """As many as Numba and TensorFlow were told to use; a forked child does without."""
     output = run_python(
-        _THREADS, KERAS_BACKEND="tensorflow", NUMBA_NUM_THREADS=number, PYTHONWARNINGS="ignore"
+        _THREADS,
+        str(intra_op),
+        KERAS_BACKEND="tensorflow",
+        NUMBA_NUM_THREADS=str(numba),
+        PYTHONWARNINGS="ignore",
     )
-    assert output.split() == [str(int(number) - 1), "1", "0"]
+    assert output.split() == [str(numba - 1), str(others), "1", "0", "0"]
 
 
 _THREADS = """
-import os
+import os, sys
 import tensorflow as tf
-from numbabn.embedded import pool, tensorflow
+from numbabn.cpu import pool
+from numbabn.embedded import tensorflow
 from numbabn.embedded.table import AT, TABLE
 
-tf.config.threading.set_intra_op_parallelism_threads(4)
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
 assert tensorflow.is_available()
-print(pool.TABLE.entries[pool.TABLE.at.seat_count], TABLE.entries[AT.is_parallel], flush=True)
+from numbabn.embedded.tensorflow import kernel
+print(pool.TABLE.entries[pool.TABLE.at.seat_count])
+print(kernel.TABLE.entries[kernel.TABLE.at.most_others])
+print(TABLE.entries[AT.is_parallel], flush=True)
 child = os.fork()
 if child == 0:
-    print(TABLE.entries[AT.is_parallel], flush=True)
+    print(TABLE.entries[AT.is_parallel])
+    print(pool.TABLE.entries[pool.TABLE.at.seat_count], flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """

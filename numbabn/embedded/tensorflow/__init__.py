@@ -6,7 +6,7 @@ operator serves every operation, eagerly and in graphs. Its attribute `spec` is 
 plan (see `embedded`) is found by the shapes of a call when it runs. The kernel looks among the
 *records* that were made for its spec (`kernel`), and has Python make one for shapes that are new.
 
-TensorFlow lends C functions no threads: tasks go to those of `embedded.pool`.
+TensorFlow lends C functions no threads: tasks go to those of `cpu.pool`.
 
 The operations are those of `embedded.operations`.
 """

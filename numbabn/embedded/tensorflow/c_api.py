@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from ...cpu.addresses import Table, call
 from ...cpu.compile import exact
 from .. import table
-from ..memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call
-from ..table import Table
+from ..memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER
 
 # The functions that are called here.
 TABLE = Table(

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from ...cpu import pool
+from ...cpu.addresses import Table, add, call, load, words
 from ...cpu.compile import exact
-from .. import callbacks, execution, pool, table
-from ..jobs import add, load
+from .. import callbacks, execution, table
 from ..memory import (
     BUFFER,
     DATA,
@@ -14,15 +15,13 @@ from ..memory import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
-    call,
-    words,
 )
-from ..table import Table
 from . import c_api
 
 # Python's functions, the name of the operator's attribute, and what `execution` calls back.
 TABLE = Table(
-    "tensorflow", ("find_state", "make_record", "attribute", "count_others", "schedule", "fail")
+    "tensorflow",
+    ("find_state", "make_record", "attribute", "most_others", "count_others", "schedule", "fail"),
 )
 _AT, _entry = TABLE.at, TABLE.entry
 
@@ -158,7 +157,7 @@ def _run(record, context, inputs):
 
 def count_others(source):
     """How many threads there are to lend a hand."""
-    return pool.count()
+    return min(pool.count(), _entry(_AT.most_others))
 
 
 def schedule(source, function, argument):

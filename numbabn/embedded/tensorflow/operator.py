@@ -10,9 +10,10 @@ import numba
 import tensorflow as tf
 from numba import types
 
-from ...cpu import threads
+from ...cpu import pool, threads
+from ...cpu.addresses import address_of
 from ...cpu.compile import c_function
-from .. import pool, process
+from .. import process
 from . import c_api, kernel, records
 
 OPERATOR = "NumbabnKernels"
@@ -40,16 +41,17 @@ def _register():
     library = _library()
     process.fill_table()
     c_api.TABLE.fill(
-        **{name: process.address_of(getattr(library, name)) for name in c_api.TABLE.at._fields}
+        **{name: address_of(getattr(library, name)) for name in c_api.TABLE.at._fields}
     )
     kernel.TABLE.fill(
         attribute=process.address_of_text("spec"),
-        find_state=process.address_of(records.find_state),
-        make_record=process.address_of(records.make_record),
+        find_state=address_of(records.find_state),
+        make_record=address_of(records.make_record),
+        most_others=_thread_count() - 1,
     )
     process.enter(kernel.TABLE, "tensorflow", kernel.count_others, kernel.schedule, kernel.fail)
     if not threads.in_forked_child():
-        pool.start(_thread_count() - 1)
+        pool.start()
     word = types.int64
     functions = {
         each.__name__: c_function(each, f"numbabn_tensorflow_{each.__name__}", signature)

@@ -13,10 +13,9 @@ import numpy as np
 import tensorflow as tf
 from numba import types
 
+from ...cpu.addresses import add, load, words
 from ...cpu.compile import c_function
 from .. import callbacks
-from ..jobs import add, load
-from ..memory import words
 from ..operations import Attributes, Shaped, result_dtype, result_shape
 from ..plans import geometry_of, make_plan
 from . import kernel

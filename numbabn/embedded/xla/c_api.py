@@ -5,8 +5,9 @@ The structs are those of `xla/ffi/api/c_api.h`, which jaxlib installs.
 
 import numpy as np
 
+from ...cpu.addresses import call, words
 from ...cpu.compile import exact
-from ..memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, call, int32, words
+from ..memory import BUFFER, DATA, DTYPE, ELEMENTS, OTHER, int32
 
 _API_VERSION = 3 << 32  # 0.3: int32 major, int32 minor
 

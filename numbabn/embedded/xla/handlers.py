@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 from numba import carray, types
 
+from ...cpu.addresses import Table, words
 from ...cpu.compile import c_function
 from .. import callbacks, execution, memory, process
-from ..table import Table
 from . import c_api
 
 # What `execution` calls back.
@@ -53,19 +53,19 @@ def read(frame):
 
 def count_others(source):
     """How many threads XLA's pool has besides the caller's."""
-    frame = memory.words(source, c_api.FRAME)
+    frame = words(source, c_api.FRAME)
     return c_api.thread_count(c_api.api_of(frame), frame[c_api.FRAME_CONTEXT]) - 1
 
 
 def schedule(source, function, argument):
     """Have a thread of XLA's pool call a C function."""
-    frame = memory.words(source, c_api.FRAME)
+    frame = words(source, c_api.FRAME)
     return c_api.schedule(c_api.api_of(frame), frame[c_api.FRAME_CONTEXT], function, argument)
 
 
 def fail(source, code, message):
     """The address of a new error."""
-    return c_api.error(c_api.api_of(memory.words(source, c_api.FRAME)), code, message)
+    return c_api.error(c_api.api_of(words(source, c_api.FRAME)), code, message)
 
 
 # Registration
