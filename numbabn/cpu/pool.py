@@ -1,8 +1,11 @@
 """Threads of our own, for the functions, and for a framework that lends its kernels none.
 
 They are started once and never end. They run compiled code only and never hold the GIL; Python
-just lends its portable functions for threads and locks. A thread looks for work for a short while,
-and then waits for its lock, which whoever has work for it releases.
+just lends its portable functions for threads and locks. A thread looks for a part of a job for a
+short while, and then waits for its lock, which whoever has a part for it releases.
+
+Where other processes want the processor too, a call may be over before a thread has its turn. So a
+part that waits for its thread gives way to that of a later call, and the turn is not lost.
 """
 
 import ctypes
@@ -14,15 +17,15 @@ from numba import config, types
 
 from ..interrupts import Uninterrupted
 from . import jobs, tasks
-from .addresses import Table, add, call, load, pause, swap, words
+from .addresses import Table, call, load, pause, swap, words
 from .compile import c_function, exact
 from .partition import Partition
 
-# What a thread and those that have work for it share, in words; a cache line each: who wants it
-# (one gets it), what it does, its lock, and the C function that it is to call with which argument.
-_WANTED, _STATE, _LOCK, _FUNCTION, _ARGUMENT, _SEAT = 0, 1, 2, 3, 4, 8
-_LOOKS_FOR_WORK, _HAS_WORK, _SLEEPS = range(3)
-# So often it looks for work before it sleeps.
+# What a thread and those that have work for it share, in words; a cache line each: the part of a
+# job that it is to take next, or 0, whether it works at one, whether it sleeps, and its lock.
+_NEXT, _WORKS, _SLEEPS, _LOCK, _SEAT = 0, 1, 2, 3, 8
+# So often it looks for work before it sleeps: for some 25 to 60 µs, by the processor. That is as
+# long as it takes to wake up, and longer than a program takes from one call to the next.
 _LOOKS = 1000
 
 TABLE = Table("pool", ("seats", "seat_count", "schedule", "run"))
@@ -85,17 +88,28 @@ def _start(number):
 
 def _serve(seat):
     """What a thread does."""
-    fields = words(seat, _SEAT)
     while True:
-        looks = 0
-        while looks < _LOOKS and load(seat + 8 * _STATE) != _HAS_WORK:
-            pause()
-            looks += 1
-        if looks == _LOOKS and swap(seat + 8 * _STATE, _SLEEPS) != _HAS_WORK:
-            jobs.acquire(fields[_LOCK])
-        call(fields[_FUNCTION], (fields[_ARGUMENT],))
-        swap(seat + 8 * _STATE, _LOOKS_FOR_WORK)
-        add(seat + 8 * _WANTED, -1)
+        part = _next_part(seat)
+        swap(seat + 8 * _WORKS, 1)
+        jobs.help(part)
+        swap(seat + 8 * _WORKS, 0)
+
+
+@exact
+def _next_part(seat):
+    """The part that a thread takes next; the thread sleeps until there is one."""
+    for _ in range(_LOOKS):
+        if load(seat + 8 * _NEXT) != 0:
+            break
+        pause()
+    while True:
+        part = swap(seat + 8 * _NEXT, 0)
+        if part != 0:
+            return part
+        swap(seat + 8 * _SLEEPS, 1)
+        # Either this sees what there is to do, or who puts it there sees that this sleeps.
+        if load(seat + 8 * _NEXT) == 0 or swap(seat + 8 * _SLEEPS, 0) == 0:
+            jobs.acquire(words(seat, _SEAT)[_LOCK])
 
 
 @exact
@@ -105,25 +119,29 @@ def count():
 
 
 @exact
-def schedule(function, argument):
-    """Have a thread that is idle call a C function; whether there was one."""
-    for k in range(count()):
-        seat = _entry(_AT.seats) + 8 * _SEAT * k
-        if load(seat + 8 * _WANTED) != 0:
-            continue
-        if add(seat + 8 * _WANTED, 1) == 0:
-            fields = words(seat, _SEAT)
-            fields[_FUNCTION], fields[_ARGUMENT] = function, argument
-            if swap(seat + 8 * _STATE, _HAS_WORK) == _SLEEPS:
-                jobs.release_lock(fields[_LOCK])
+def schedule(part):
+    """Have a thread take a part of a job, when it can; whether there was one."""
+    # One that is idle; or else one that has not begun yet what it is to take.
+    for only_idle in (True, False):
+        for k in range(count()):
+            seat = _entry(_AT.seats) + 8 * _SEAT * k
+            if only_idle:
+                if load(seat + 8 * _NEXT) != 0 or load(seat + 8 * _WORKS) != 0:
+                    continue
+            elif load(seat + 8 * _NEXT) == 0:
+                continue
+            before = swap(seat + 8 * _NEXT, part)
+            if before != 0:
+                jobs.leave(before)
+            if swap(seat + 8 * _SLEEPS, 0) != 0:
+                jobs.release_lock(words(seat, _SEAT)[_LOCK])
             return True
-        add(seat + 8 * _WANTED, -1)
     return False
 
 
-def _schedule(source, function, argument):
-    """`schedule`, as jobs call it; nothing hangs on the source."""
-    return schedule(function, argument)
+def _schedule(source, function, part):
+    """`schedule`, as jobs call it: the function is `jobs.help`, and nothing hangs on the source."""
+    return schedule(part)
 
 
 @exact

@@ -339,7 +339,7 @@ shutil.rmtree({str(cache)!r})
 open({str(cache)!r}, "w").close()
 x = np.float32([[1.0, 2.0], [3.0, 4.0]])
 np.testing.assert_array_equal(numbabn.batch_statistics(x).mean, [2.0, 3.0])
-# On Numba's threads.
+# On several threads.
 x = np.tile(x, (40000, 1))
 np.testing.assert_array_equal(numbabn.batch_norm_forward(x)[1].statistics.mean, [2.0, 3.0])
 np.testing.assert_array_equal(numbabn.renorm_correction([3.0], [0.0], [1.0], [2.0])[1], [1.0])

@@ -161,8 +161,8 @@ def count_others(source):
 
 
 def schedule(source, function, argument):
-    """Have one of them call a C function, if one is idle."""
-    return pool.schedule(function, argument)
+    """Have one of them call a C function, which is `jobs.help`."""
+    return pool.schedule(argument)
 
 
 def fail(source, code, message):
