@@ -23,7 +23,7 @@ FLOORS = [
     ["numbabn.commands"],
     ["numbabn.keras"],
     ["numbabn"],
-    ["numbabn.layer"],
+    ["numbabn.layer", "numbabn.tensors"],
     ["numbabn.functional", "numbabn.outputs"],
     ["numbabn.statistics"],
     ["numbabn.operands", "numbabn.embedded"],
@@ -63,7 +63,7 @@ KNOWN_BY = {
         "numbabn.keras.bridges.tensorflow",
         "numbabn.embedded.tensorflow",
     ],
-    "torch": ["numbabn.keras.bridges.torch"],
+    "torch": ["numbabn.keras.bridges.torch", "numbabn.tensors"],
     "cupy": [],
 }
 LAUNCHERS = [

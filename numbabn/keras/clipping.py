@@ -11,7 +11,7 @@ from keras import ops
 
 from ..embedded.operations import LIMITS
 from ..renorm import RenormClipping
-from .bridges import Late
+from ..tensors.late import Late
 
 _NO_LIMITS = dict(zip(LIMITS, RenormClipping().limits, strict=True))
 

@@ -8,7 +8,8 @@ frameworks make of `custom_gradient`:
   closed over, and a tracer of the past in `jax.grad` of `jax.jit`, in `jax.checkpoint`, in `scan`.
 - On torch it runs before. The decorator takes one result, saves every argument, and runs a function
   that raises a second time. So what changes between a forward and its backward goes in as a clone:
-  an optimizer may step in between, as it does for GANs.
+  an optimizer may step in between, as it does for GANs. In programs that torch makes kernels are
+  an operator, which has its own gradient (`numbabn.tensors.operators`).
 - On TensorFlow, kernels are an operator, whose gradient is registered once. `custom_gradient`
   registers one for each trace, for good, and with it keeps the graph that was traced.
 
@@ -26,7 +27,7 @@ from keras import ops
 
 from ..embedded.operations import OPERANDS, ROWS
 from ..interrupts import Uninterrupted
-from .bridges import Late
+from ..tensors.late import Late
 from .functions import Function
 
 Tensors = dict[str, Any]
@@ -94,11 +95,11 @@ def _before(
     bridge: ModuleType, function: Function, inputs: Mapping[str, Any], attributes: Any
 ) -> Tensors:
     """The forward before the decorated function."""
-    if bridge.is_compiling():
-        results: Tensors = bridge.outside(_before, bridge, function, inputs, attributes)
-        return results
+    if bridge.in_program():
+        in_program: Tensors = bridge.call_in_program(function.forward, inputs, attributes)
+        return in_program
     bridge.check_differentiable(inputs)
-    results = bridge.run(function.forward, inputs, attributes)
+    results: Tensors = bridge.run(function.forward, inputs, attributes)
     arguments = {name: inputs[name] for name in function.arguments if name in inputs}
     wanted = tuple("d" + name for name in arguments if bridge.is_wanted(arguments[name]))
     if not wanted:

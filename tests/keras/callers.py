@@ -6,9 +6,9 @@ import numpy as np
 
 from numbabn.embedded.operations import Attributes
 from numbabn.keras.bridges import bridge_of
-from numbabn.keras.compute import COMPUTE
 from numbabn.keras.functions import TRAINING
 from numbabn.keras.gradient import apply
+from numbabn.tensors.compute import COMPUTE
 
 
 def caller_of(backend):

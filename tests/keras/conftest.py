@@ -27,6 +27,7 @@ OF_BACKENDS = {
     "test_embedded.py": ("tensorflow", "jax"),
     "test_embedded_xla.py": ("jax",),
     "test_embedded_tensorflow.py": ("tensorflow",),
+    "test_keras_compiled_by_torch.py": ("torch",),
     **{f"test_keras_on_{name}.py": (name,) for name in ("torch", "tensorflow", "jax", "numpy")},
 }
 

@@ -14,7 +14,7 @@ from operands import make_inputs, training_outputs
 import reference
 from numbabn.embedded.operations import BACKWARD, FORWARD, NORMALIZE, NORMALIZE_BACKWARD
 from numbabn.embedded.table import STEPS, TABLE
-from numbabn.keras.bridges import Late
+from numbabn.tensors.late import Late
 from processes import run_python
 
 pytestmark = pytest.mark.jit

@@ -11,8 +11,8 @@ from operands import make_inputs
 import reference
 from numbabn.cpu import launch
 from numbabn.keras import BatchNormalization
-from numbabn.keras.compute import COMPUTE
 from numbabn.keras.functions import INFERENCE, TRAINING
+from numbabn.tensors.compute import COMPUTE
 
 
 @pytest.mark.parametrize("training", [True, False])

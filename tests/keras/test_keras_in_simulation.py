@@ -124,6 +124,16 @@ def test_the_kernels_of_devices_run(on_device, monkeypatch):
         outcomes(MASK, training)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="JAX compiles every step")
+@pytest.mark.parametrize("training", [True, False])
+def test_in_programs(training, request, monkeypatch):
+    """As torch's compiler calls them."""
+    expected = outcomes(MASK, training, **RENORM)
+    request.getfixturevalue("on_device")
+    monkeypatch.setattr(bridge, "in_program", lambda: True)
+    agree(outcomes(MASK, training, **RENORM), expected, "float32")
+
+
 def test_a_frozen_layer_passes_the_gradient_on(request):
     """dx alone is asked for: no sums are taken, and x is not read."""
     x = np.full(SHAPE, np.nan, np.float32)

@@ -2,7 +2,8 @@
 
 A bridge knows nothing of batch normalization, nor of which result has which gradient
 (:mod:`..gradient`). It runs an `Operation` on its framework's tensors: over arrays by what goes
-under its name in `COMPUTE`, in compiled programs by `numbabn.embedded`. Each is a module with
+under its name in `numbabn.tensors.compute`, in compiled programs by `numbabn.embedded`. Each is a
+module with
 
     run(operation, inputs, attributes, wanted=None) -> results
         `inputs` maps the names of the operands that are there to tensors, or to a `Late`.
@@ -35,25 +36,11 @@ What a bridge promises:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
-
-import numpy as np
 
 BACKENDS = ("torch", "tensorflow", "jax", "numpy")
-
-
-@dataclass(frozen=True)
-class Late:
-    """A number that is read anew whenever the computation runs: a float32 input of shape ().
-
-    read: takes nothing, returns a float; the same object for every call of a layer, so that
-        compiled functions can be found again
-    """
-
-    read: Callable[[], float]
+# torch's compiler follows a look-up here, and no import.
+_bridges: dict[str, ModuleType] = {}
 
 
 def bridge_of(backend: str) -> ModuleType:
@@ -62,17 +49,11 @@ def bridge_of(backend: str) -> ModuleType:
     Raises:
         ValueError: there is none for it.
     """
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"numbabn.keras runs on the backends {', '.join(BACKENDS)}, and Keras runs on "
-            f"{backend}: set KERAS_BACKEND before Keras is imported"
-        )
-    return importlib.import_module(f".{backend}", __name__)
-
-
-def read_late(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`inputs` with the numbers that are read when the computation runs, read."""
-    return {
-        name: np.float32(value.read()) if isinstance(value, Late) else value
-        for name, value in inputs.items()
-    }
+    if backend not in _bridges:
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"numbabn.keras runs on the backends {', '.join(BACKENDS)}, and Keras runs on "
+                f"{backend}: set KERAS_BACKEND before Keras is imported"
+            )
+        _bridges[backend] = importlib.import_module(f".{backend}", __name__)
+    return _bridges[backend]

@@ -21,8 +21,8 @@ from ...channels import D, R
 from ...embedded import xla
 from ...embedded.operations import OPERANDS, RESULTS, TABLES, Operation, Shaped
 from ...targets import copy
-from ..compute import COMPUTE
-from . import Late, read_late
+from ...tensors.compute import COMPUTE
+from ...tensors.late import Late, read_late
 
 SUPPORTS_JIT = True
 WIRING = "inside"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...embedded.operations import Operation
-from ..compute import COMPUTE, Arrays, Wanted
-from . import read_late
+from ...tensors.compute import COMPUTE, Arrays, Wanted
+from ...tensors.late import read_late
 
 SUPPORTS_JIT = True  # Keras compiles nothing here.
 WIRING = "none"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ...channels import D, R
 from ...embedded import tensorflow as compiled
 from ...embedded.operations import Operation, Shaped
-from ..compute import COMPUTE
-from . import Late, read_late
+from ...tensors.compute import COMPUTE
+from ...tensors.late import Late, read_late
 
 SUPPORTS_JIT = False  # XLA knows neither the kernels' operator nor Python.
 WIRING = "registered"
