@@ -6,7 +6,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 # A block that has one of these words needs what it names.
-NEEDS = frozenset({"keras", "cuda"})
+NEEDS = frozenset({"keras", "cuda", "numbabn.torch"})
 
 
 def blocks(page: Path, having: frozenset[str] = frozenset()) -> list[str]:

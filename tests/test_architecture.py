@@ -21,7 +21,7 @@ MODULES = {
 FLOORS = [
     ["numbabn.__main__"],
     ["numbabn.commands"],
-    ["numbabn.keras"],
+    ["numbabn.keras", "numbabn.torch"],
     ["numbabn"],
     ["numbabn.layer", "numbabn.tensors"],
     ["numbabn.functional", "numbabn.outputs"],
@@ -63,7 +63,7 @@ KNOWN_BY = {
         "numbabn.keras.bridges.tensorflow",
         "numbabn.embedded.tensorflow",
     ],
-    "torch": ["numbabn.keras.bridges.torch", "numbabn.tensors"],
+    "torch": ["numbabn.torch", "numbabn.keras.bridges.torch", "numbabn.tensors"],
     "cupy": [],
 }
 LAUNCHERS = [

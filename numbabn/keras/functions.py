@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from keras import ops
 
 from ..embedded.operations import (
     BACKWARD,
@@ -17,7 +20,7 @@ from ..embedded.operations import (
     NORMALIZE_BACKWARD,
     Operation,
 )
-from . import expressions
+from ..tensors import expressions
 
 Tensors = Mapping[str, Any]
 
@@ -31,7 +34,7 @@ class Function:
     residuals: results of `forward` that only `backward` reads
     apart: groups of results of `backward` that cost little more on their own than together: a
         graph that computes them apart leaves out those that nobody reads
-    y, gradients: the same in `keras.ops`, see `expressions`
+    y, gradients: the same in `keras.ops`, see `numbabn.tensors.expressions`
 
     `backward` reads ``"d" + result``, and operands and results of `forward` under their own
     names; its results are ``"d" + argument``.
@@ -57,8 +60,8 @@ TRAINING = Function(
     BACKWARD,
     ("x", "gamma", "beta"),
     "y",
-    expressions.y_of_training,
-    expressions.gradients_of_training,
+    partial(expressions.y_of_training, ops),
+    partial(expressions.gradients_of_training, ops),
     residuals=("saved",),
 )
 # dx = gamma · rstd · dy needs none of the sums.
@@ -67,7 +70,7 @@ INFERENCE = Function(
     NORMALIZE_BACKWARD,
     ("x", "gamma", "beta"),
     "y",
-    expressions.y_of_inference,
-    expressions.gradients_of_inference,
+    partial(expressions.y_of_inference, ops),
+    partial(expressions.gradients_of_inference, ops),
     apart=(("dx",), ("dgamma", "dbeta")),
 )

@@ -19,7 +19,13 @@ from ..embedded.operations import (
     NORMALIZE_BACKWARD,
     Attributes,
 )
-from ..functional import backward_from_saved, gradients_of_normalize, normalize, train
+from ..functional import (
+    backward_from_saved,
+    batch_norm_forward,
+    gradients_of_normalize,
+    normalize,
+    train,
+)
 from ..renorm import RenormClipping
 from ..statistics import MovingStatistics
 from ..targets import to_host
@@ -31,6 +37,16 @@ Compute = Callable[..., Arrays]  # see COMPUTE
 
 
 def _forward(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs) -> Arrays:
+    if STATISTICS[0] not in inputs:
+        y, saved = batch_norm_forward(
+            inputs["x"],
+            inputs.get("gamma"),
+            inputs.get("beta"),
+            axis=attributes.axis,
+            mask=inputs.get("mask"),
+            epsilon=attributes.epsilon,
+        )
+        return {"y": y, "saved": saved.values}
     y, saved, moved = train(
         inputs["x"],
         inputs.get("gamma"),

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_dtypes import bfloat16
 
 from ..channels import D, R
 from ..embedded.operations import Operation, Shaped
 from .compute import COMPUTE, Compute, Wanted
 from .late import read_late
+
+try:
+    # NumPy knows bfloat16 by ml_dtypes only.
+    from ml_dtypes import bfloat16
+except ModuleNotFoundError:
+    bfloat16 = None
 
 Tensors = dict[str, Any]
 
@@ -94,7 +99,11 @@ def _array(value: Any, name: str) -> Any:
             "device, where x and all other inputs have to be"
         )
     if tensor.dtype == torch.bfloat16:
-        # NumPy knows bfloat16 by ml_dtypes only; torch hands over its bits.
+        if bfloat16 is None:
+            raise TypeError(
+                f"{name} is of dtype bfloat16, which needs ml_dtypes: pip install ml_dtypes"
+            )
+        # torch hands over its bits.
         return tensor.view(torch.int16).numpy().view(bfloat16)
     return tensor.numpy()
 

@@ -134,6 +134,28 @@ def test_in_programs(training, request, monkeypatch):
     agree(outcomes(MASK, training, **RENORM), expected, "float32")
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's own modules")
+@pytest.mark.parametrize("renorm", [False, True])
+def test_modules_without_keras(renorm, request):
+    import torch
+
+    from numbabn.torch import BatchNorm
+
+    x, dy = (torch.from_numpy(np.random.default_rng(4).normal(2, 3, SHAPE)) for _ in range(2))
+
+    def outcome():
+        module = BatchNorm(3, renorm=renorm, momentum=0.3)
+        given = x.float().requires_grad_()
+        y = module(given, torch.from_numpy(MASK[:, [0, 1, 2, 0, 1]]))
+        gradients = torch.autograd.grad(y, [given, *module.parameters()], dy.float())
+        results = [y.detach(), *gradients, module.running_mean, module.running_var]
+        return {str(i): each.double().numpy() for i, each in enumerate(results)}
+
+    expected = outcome()
+    request.getfixturevalue("on_device")
+    agree(outcome(), expected, "float32")
+
+
 def test_a_frozen_layer_passes_the_gradient_on(request):
     """dx alone is asked for: no sums are taken, and x is not read."""
     x = np.full(SHAPE, np.nan, np.float32)

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from ...cuda.availability import why_unavailable
-from ...tensors import operators
+from ...tensors import autograd, operators
 from ...tensors.torch import Tensors, corrections, run
 
 __all__ = ["corrections", "run"]
@@ -32,21 +31,13 @@ def leaves_out() -> bool:
 
 def check_differentiable(inputs: Mapping[str, Any]) -> None:
     """Raise where torch differentiates without asking: a kernel says nothing of derivatives."""
-    refused = ""
-    if torch._C._are_functorch_transforms_active():
-        refused = "under the transforms of torch.func"
-    elif forward_ad._current_level >= 0 and any(map(_is_dual, inputs.values())):
-        refused = "in torch's forward mode (torch.autograd.forward_ad)"
-    if refused:
+    where = autograd.refused(inputs)
+    if where:
         raise NotImplementedError(
-            f"numbabn.keras.BatchNormalization does not run {refused}: differentiate with "
+            f"numbabn.keras.BatchNormalization does not run {where}: differentiate with "
             "torch.autograd.grad, or use keras.layers.BatchNormalization, which "
             "numbabn.keras.convert(model, to_keras=True) puts back"
         )
-
-
-def _is_dual(value: Any) -> bool:
-    return is_tensor(value) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def is_tensor(value: Any) -> bool:

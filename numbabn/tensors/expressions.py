@@ -1,4 +1,4 @@
-"""Batch normalization and its gradient in `keras.ops`, for frameworks to differentiate.
+"""Batch normalization and its gradient as expressions, for frameworks to differentiate.
 
 What kernels compute, once more, as functions of tensors:
 
@@ -13,6 +13,7 @@ Szegedy 2015 (arXiv 1502.03167), section 3; Ioffe 2017 (arXiv 1702.03275), secti
 
 Every function takes the operands of an operation by name, and:
 
+    ops            `keras.ops`, or what has the same functions: `torch_ops`
     attributes     of the layer
     corrections    r and d, (channels,) each; None for 1 and 0
 
@@ -25,19 +26,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import keras
-from keras import ops
-
 from ..embedded.operations import Attributes, rows_dtype
 
 Tensors = Mapping[str, Any]
 Corrections = tuple[Any, Any] | None
 
 
-def y_of_training(tensors: Tensors, attributes: Attributes, corrections: Corrections) -> Any:
+def y_of_training(
+    ops: Any, tensors: Tensors, attributes: Attributes, corrections: Corrections
+) -> Any:
     """y, a function of x, gamma and beta."""
-    given, mask = _Given(tensors["x"], attributes), tensors.get("mask")
-    x = given.x if mask is None else _without_padding(given.x, given.on(mask))
+    given, mask = _Given(ops, tensors["x"], attributes), tensors.get("mask")
+    x = given.x if mask is None else _without_padding(ops, given.x, given.on(mask))
     xhat, _, _ = _normalized(x, given, mask, attributes.epsilon)
     if corrections is not None:
         r, d = map(given.along, corrections)
@@ -45,23 +45,25 @@ def y_of_training(tensors: Tensors, attributes: Attributes, corrections: Correct
     return _affine(xhat, tensors, given)
 
 
-def y_of_inference(tensors: Tensors, attributes: Attributes, corrections: Corrections) -> Any:
+def y_of_inference(
+    ops: Any, tensors: Tensors, attributes: Attributes, corrections: Corrections
+) -> Any:
     """y, a function of x, gamma and beta."""
-    given = _Given(tensors["x"], attributes)
+    given = _Given(ops, tensors["x"], attributes)
     mean, rstd = _constants(tensors, given, attributes.epsilon)
     return _affine((given.x - mean) * rstd, tensors, given)
 
 
 def gradients_of_training(
-    tensors: Tensors, attributes: Attributes, corrections: Corrections
+    ops: Any, tensors: Tensors, attributes: Attributes, corrections: Corrections
 ) -> dict[str, Any]:
     """dx, dgamma and dbeta, functions of dy, x and gamma."""
-    given = _Given(tensors["x"], attributes)
+    given = _Given(ops, tensors["x"], attributes)
     dy = given.as_computed(tensors["dy"])
     mask = tensors.get("mask")
     x, on = given.x, None if mask is None else given.on(mask)
     if on is not None:
-        x = _without_padding(x, ops.logical_or(on, dy != 0))
+        x = _without_padding(ops, x, ops.logical_or(on, dy != 0))
     xhat, rstd, count = _normalized(x, given, mask, attributes.epsilon)
     sum_dy, sum_dy_xhat = given.sum(dy), given.sum(dy * xhat)
     inside = (sum_dy + xhat * sum_dy_xhat) / count
@@ -75,21 +77,22 @@ def gradients_of_training(
 
 
 def gradients_of_inference(
-    tensors: Tensors, attributes: Attributes, corrections: Corrections
+    ops: Any, tensors: Tensors, attributes: Attributes, corrections: Corrections
 ) -> dict[str, Any]:
     """dx, dgamma and dbeta, functions of dy, x and gamma; where x is not there, dx alone."""
-    given = _Given(tensors.get("x", tensors["dy"]), attributes)
+    given = _Given(ops, tensors.get("x", tensors["dy"]), attributes)
     dy = given.as_computed(tensors["dy"])
     mean, rstd = _constants(tensors, given, attributes.epsilon)
     dx = _gamma(tensors, given) * rstd * dy
-    xhat = (_without_padding(given.x, dy != 0) - mean) * rstd
+    xhat = (_without_padding(ops, given.x, dy != 0) - mean) * rstd
     return given.results(dx, given.sum(dy * xhat), given.sum(dy))
 
 
 class _Given:
     """x as it is computed with, and where its channels are."""
 
-    def __init__(self, x: Any, attributes: Attributes) -> None:
+    def __init__(self, ops: Any, x: Any, attributes: Attributes) -> None:
+        self.ops = ops
         shape, axis = x.shape, attributes.axis
         named = (axis,) if isinstance(axis, int) else axis
         axes = {each % len(shape) for each in named}
@@ -102,33 +105,33 @@ class _Given:
         self._of_rows = (shape[min(axes)],) if len(axes) == 1 else self._along
 
     def as_computed(self, tensor: Any) -> Any:
-        return ops.cast(tensor, self.dtype)
+        return self.ops.cast(tensor, self.dtype)
 
     def along(self, values: Any) -> Any:
         """Values of channels beside x."""
-        return ops.reshape(self.as_computed(values), self._along)
+        return self.ops.reshape(self.as_computed(values), self._along)
 
     def sum(self, tensor: Any) -> Any:
-        return ops.sum(tensor, axis=self._reduced, keepdims=True)
+        return self.ops.sum(tensor, axis=self._reduced, keepdims=True)
 
     def on(self, mask: Any) -> Any:
         """Where a mask is on, of the shape of x."""
         on = mask if _dtype(mask) == "bool" else mask != 0
         if len(on.shape) < len(self.x.shape):
-            on = ops.expand_dims(on, -1)
-        return ops.broadcast_to(on, ops.shape(self.x))
+            on = self.ops.expand_dims(on, -1)
+        return self.ops.broadcast_to(on, self.ops.shape(self.x))
 
     def results(self, dx: Any, dgamma: Any, dbeta: Any) -> dict[str, Any]:
         return {
-            "dx": ops.cast(dx, self._dtype_of_x),
-            "dgamma": ops.reshape(dgamma, self._of_rows),
-            "dbeta": ops.reshape(dbeta, self._of_rows),
+            "dx": self.ops.cast(dx, self._dtype_of_x),
+            "dgamma": self.ops.reshape(dgamma, self._of_rows),
+            "dbeta": self.ops.reshape(dbeta, self._of_rows),
         }
 
 
 def _normalized(x: Any, given: _Given, mask: Any, epsilon: float) -> tuple[Any, Any, Any]:
     """x̂, rstd and n by the statistics of x, about a constant near the mean: nothing cancels."""
-    on = None if mask is None else given.on(mask)
+    ops, on = given.ops, None if mask is None else given.on(mask)
     count = given.sum(ops.ones_like(x) if on is None else ops.cast(on, given.dtype))
     count = ops.maximum(count, 1)  # An empty set has a mean and a variance of 0.
 
@@ -148,7 +151,7 @@ def _constants(tensors: Tensors, given: _Given, epsilon: float) -> tuple[Any, An
     """The mean, 0 where it is not there, and rstd of statistics that are given."""
     mean = tensors.get("moving_mean")
     variance = given.along(tensors["moving_variance"])
-    return 0.0 if mean is None else given.along(mean), 1 / ops.sqrt(variance + epsilon)
+    return 0.0 if mean is None else given.along(mean), 1 / given.ops.sqrt(variance + epsilon)
 
 
 def _gamma(tensors: Tensors, given: _Given) -> Any:
@@ -160,13 +163,14 @@ def _affine(xhat: Any, tensors: Tensors, given: _Given) -> Any:
     beta = tensors.get("beta")
     y = xhat * _gamma(tensors, given)
     y = y if beta is None else y + given.along(beta)
-    return ops.cast(y, _dtype(tensors["x"]))
+    return given.ops.cast(y, _dtype(tensors["x"]))
 
 
-def _without_padding(x: Any, read: Any) -> Any:
+def _without_padding(ops: Any, x: Any, read: Any) -> Any:
     """x, but 0 where it is not finite and not `read`."""
     return ops.where(ops.logical_or(read, ops.isfinite(x)), x, ops.zeros_like(x))
 
 
 def _dtype(tensor: Any) -> str:
-    return str(keras.backend.standardize_dtype(tensor.dtype))
+    # "float32", numpy.dtype("float32"), tf.float32 and torch.float32 alike.
+    return str(getattr(tensor.dtype, "name", tensor.dtype)).removeprefix("torch.")
