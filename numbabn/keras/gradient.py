@@ -98,7 +98,12 @@ def _before(
     if bridge.in_program():
         in_program: Tensors = bridge.call_in_program(function.forward, inputs, attributes)
         return in_program
-    bridge.check_differentiable(inputs)
+    where = bridge.transform_of(inputs)
+    if where and function.residuals:
+        raise bridge.refusal(where)
+    if where:
+        # All of it is a result: an expression serves, which every transform knows.
+        return {function.result: function.y(inputs, attributes, None)}
     results: Tensors = bridge.run(function.forward, inputs, attributes)
     arguments = {name: inputs[name] for name in function.arguments if name in inputs}
     wanted = tuple("d" + name for name in arguments if bridge.is_wanted(arguments[name]))

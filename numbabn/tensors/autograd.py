@@ -43,13 +43,11 @@ INFERENCE = Differentiable(
 )
 
 
-def refused(tensors: Mapping[str, Any]) -> str:
-    """What differentiates without asking, as ends a sentence; empty where nothing does.
+def transform_of(tensors: Mapping[str, Any]) -> str:
+    """What differentiates or batches without asking, as ends a sentence; empty where nothing does.
 
-    A kernel says nothing of derivatives, and they would be lost in silence.
+    A kernel says nothing of derivatives, and they would be lost in silence. (Operators do.)
     """
-    if operators.in_program():
-        return ""
     if torch._C._are_functorch_transforms_active():
         return "under the transforms of torch.func"
     if forward_ad._current_level >= 0 and any(map(_is_dual, tensors.values())):

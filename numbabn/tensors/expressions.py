@@ -101,8 +101,12 @@ class _Given:
         self._dtype_of_x = _dtype(x)
         self._reduced = tuple(i for i in range(len(shape)) if i not in axes)
         # The shape in which values of channels stand beside x, and that in which they are results.
-        self._along = tuple(int(size) if i in axes else 1 for i, size in enumerate(shape))
-        self._of_rows = (shape[min(axes)],) if len(axes) == 1 else self._along
+        # A single one is left to `reshape`: where a program is traced, its size may be no number.
+        self._along = tuple(
+            (-1 if len(axes) == 1 else int(size)) if i in axes else 1
+            for i, size in enumerate(shape)
+        )
+        self._of_rows = (-1,) if len(axes) == 1 else self._along
 
     def as_computed(self, tensor: Any) -> Any:
         return self.ops.cast(tensor, self.dtype)

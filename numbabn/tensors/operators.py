@@ -32,6 +32,7 @@ from ..embedded.operations import (
     Attributes,
     Operation,
 )
+from . import expressions, torch_ops
 from .compute import Wanted
 from .late import Late, read_number
 from .torch import Tensors, run, shaped
@@ -48,7 +49,7 @@ _COUNT = 7
 
 def in_program() -> bool:
     """Whether torch makes a program of what Python does: compiles, exports or traces it."""
-    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return bool(torch.compiler.is_compiling() or torch._C._is_tracing())
 
 
 def call(operation: Operation, inputs: Mapping[str, Any], attributes: Attributes) -> Tensors:
@@ -56,6 +57,10 @@ def call(operation: Operation, inputs: Mapping[str, Any], attributes: Attributes
 
     inputs: as of `torch.run`; a number may also be a float
     """
+    transformed = torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export()
+    if operation is NORMALIZE and transformed:
+        # ONNX has no operators of ours, and torch.func does not differentiate any.
+        return {"y": expressions.y_of_inference(torch_ops, inputs, attributes, None)}
     results = _OPERATORS[operation.name](*_arguments(operation, inputs, attributes, ""))
     return dict(zip(operation.results_beside(inputs), results, strict=True))
 

@@ -84,10 +84,11 @@ def _compute_shapes(
 
 def _arrays(inputs: Tensors) -> Tensors:
     """The memory of tensors as NumPy arrays; those that are not on the CPU stay tensors."""
-    return {name: _array(value, name) for name, value in inputs.items()}
+    return {name: array_of(value, name) for name, value in inputs.items()}
 
 
-def _array(value: Any, name: str) -> Any:
+def array_of(value: Any, name: str) -> Any:
+    """The memory of a tensor, as `_arrays` has it."""
     if not isinstance(value, torch.Tensor):
         return value
     tensor = value.detach()

@@ -10,7 +10,10 @@ from ..checks import check_epsilon
 from ..embedded.operations import LIMITS, Attributes
 from ..layout import Axis, plain_axis
 from ..renorm import Renorm
-from ..tensors.autograd import INFERENCE, TRAINING, apply, refused
+from ..tensors import torch_ops
+from ..tensors.autograd import INFERENCE, TRAINING, apply, transform_of
+from ..tensors.expressions import y_of_inference
+from ..tensors.operators import in_program
 
 
 def batch_norm(
@@ -54,7 +57,8 @@ def batch_norm(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or value, or arguments that exclude each other.
-        NotImplementedError: under a transform of `torch.func`, or in torch's forward mode.
+        NotImplementedError: by the batch's statistics under a transform of `torch.func`, or in
+            torch's forward mode.
 
     >>> import torch
     >>> x = torch.tensor([[1.0], [3.0], [torch.nan]])
@@ -88,8 +92,10 @@ def batch_norm(
 def infer(inputs: dict[str, Any], mean: Any, variance: Any, axis: Axis, epsilon: float) -> Any:
     """y by given statistics. inputs: x, and gamma and beta where they are there."""
     given = {**inputs, "moving_mean": mean, "moving_variance": variance}
-    _check_transforms(given)
-    return apply(INFERENCE, given, _attributes(axis, epsilon, False))["y"]
+    attributes = _attributes(axis, epsilon, False)
+    if _transform(given):
+        return y_of_inference(torch_ops, given, attributes, None)
+    return apply(INFERENCE, given, attributes)["y"]
 
 
 def train(
@@ -99,8 +105,13 @@ def train(
 
     reference: mean, variance and limits to correct against; empty for no renorm
     """
+    where = _transform(inputs)
+    if where:
+        raise NotImplementedError(
+            f"numbabn.torch does not train {where}: differentiate with torch.autograd.grad, or use "
+            "torch.nn's modules, which numbabn.torch.convert(module, to_torch=True) puts back"
+        )
     given = dict(inputs)
-    _check_transforms(given)
     if mask is not None:
         given["mask"] = _of_full_rank(mask, inputs["x"], axis)
     if reference:
@@ -137,10 +148,5 @@ def _of_full_rank(mask: Any, x: Any, axis: Axis) -> Any:
     return mask
 
 
-def _check_transforms(tensors: dict[str, Any]) -> None:
-    where = refused(tensors)
-    if where:
-        raise NotImplementedError(
-            f"numbabn.torch does not run {where}: differentiate with torch.autograd.grad, or use "
-            "torch.nn's modules, which numbabn.torch.convert(module, to_torch=True) puts back"
-        )
+def _transform(tensors: dict[str, Any]) -> str:
+    return "" if in_program() else transform_of(tensors)

@@ -281,3 +281,38 @@ def test_what_torch_asks_of_an_operator(operation, axis, renorm):
         wanted = "dx,dgamma"
     arguments = operators._arguments(operation, inputs, attributes, wanted)
     torch.library.opcheck(operators._OPERATORS[operation.name], arguments)
+
+
+class Net(torch.nn.Module):
+    def __init__(self, **arguments):
+        super().__init__()
+        self.layer = built((None, 4), renorm=True, renorm_clipping={"rmax": 1.1})
+        self.arguments = arguments
+
+    def forward(self, x):
+        return self.layer(x, **self.arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_exported(training):
+    """With the operators in it, which take any batch size."""
+    x, size = tensor(9, 4), torch.export.Dim("size", min=2)
+    net = Net(training=training)
+    program = torch.export.export(net, (tensor(6, 4),), dynamic_shapes=({0: size},))
+    np.testing.assert_array_equal(array(program.module()(x)), array(Net(training=training)(x)))
+
+
+# Of torch's, which would have programs exported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_traced():
+    x, net = tensor(9, 4), Net()
+    traced = torch.jit.trace(net, (tensor(6, 4),))
+    np.testing.assert_array_equal(array(traced(x)), array(net(x)))
+
+
+def test_exported_by_keras(tmp_path):
+    model = keras.Sequential([keras.layers.Input((3,)), BatchNormalization()])
+    model.export(tmp_path / "model.pt2", format="torch", verbose=False)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    x = tensor(1, 3)
+    np.testing.assert_array_equal(array(program(x)), array(model(x)))

@@ -200,33 +200,57 @@ def test_meta_tensors():
 
 
 REFUSED = (
-    r"numbabn\.keras\.BatchNormalization does not run {}: differentiate with "
+    r"numbabn\.keras\.BatchNormalization does not train {}: differentiate with "
     r"torch\.autograd\.grad, or use keras\.layers\.BatchNormalization, which "
     r"numbabn\.keras\.convert\(model, to_keras=True\) puts back"
 )
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_function_transforms_are_refused(training):
+def test_function_transforms_are_refused_in_training():
     layer = built()
     before = array(layer.moving_mean)
     with pytest.raises(NotImplementedError, match=REFUSED.format("under the .* of torch.func")):
-        torch.func.grad(lambda x: layer(x, training=training).sum())(tensor(4, 3))
+        torch.func.grad(lambda x: layer(x, training=True).sum())(tensor(4, 3))
     np.testing.assert_array_equal(array(layer.moving_mean), before)
 
 
 # torch's own, where it loads its forward mode.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+loads_forward_mode = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)
+
+
+@loads_forward_mode
 @pytest.mark.parametrize("trainable", [True, False])
-def test_forward_mode_is_refused(trainable):
-    """Also where no gradient is asked for: the tangents would be lost."""
+def test_function_transforms_of_inference(trainable):
+    layer, x = built(trainable=trainable), tensor(5, 4, 3)
+    layer.moving_mean.assign([1.0, 2.0, 3.0])
+
+    def loss(x):
+        return layer(x, training=not trainable).pow(3).sum()
+
+    given = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(sum(map(loss, given)), given)
+    found = torch.func.vmap(torch.func.grad(loss))(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    jacobian = torch.func.jacfwd(lambda x: layer(x[None])[0])(x[0, 0])
+    slope = 1 / np.sqrt(1 + layer.epsilon)
+    np.testing.assert_allclose(array(jacobian), slope * np.eye(3), rtol=1e-5)
+
+
+@loads_forward_mode
+def test_forward_mode():
+    """In training it is refused, also where no gradient is asked for: tangents would be lost."""
     layer = built()
-    layer.trainable = trainable
-    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), torch.no_grad():
         layer(tensor(4, 3))  # no dual
-        x = torch.autograd.forward_ad.make_dual(tensor(4, 3), tensor(4, 3))
+        x = forward_ad.make_dual(tensor(4, 3), torch.ones(4, 3))
         with pytest.raises(NotImplementedError, match=REFUSED.format("in torch's forward mode .*")):
             layer(x, training=True)
+        layer.trainable = False
+        tangent = forward_ad.unpack_dual(layer(x, training=True)).tangent
+    np.testing.assert_allclose(array(tangent), 1 / np.sqrt(1 + layer.epsilon), rtol=1e-5)
 
 
 def test_same_forward_with_and_without_gradients():
@@ -252,7 +276,7 @@ def test_other_devices_are_refused(monkeypatch):
         "all other inputs have to be$"
     )
     with pytest.raises(TypeError, match=message):
-        tensors._array(tensor(4, 3).as_subclass(Fake), "x")
+        tensors.array_of(tensor(4, 3).as_subclass(Fake), "x")
 
 
 def test_keras_runs_on_torch():

@@ -368,14 +368,15 @@ def test_errors(call, error, message):
 
 
 REFUSED = (
-    r"^numbabn\.torch does not run {}: differentiate with torch\.autograd\.grad, or use "
+    r"^numbabn\.torch does not train {}: differentiate with torch\.autograd\.grad, or use "
     r"torch\.nn's modules, which numbabn\.torch\.convert\(module, to_torch=True\) puts back$"
 )
 
 
 # torch's own, where it loads its forward mode.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_transforms_are_refused():
+def test_transforms():
+    """In evaluation an expression goes under all of them."""
     module = BatchNorm(3)
     for transform in (torch.func.grad(lambda x: module(x).sum()), torch.func.vmap(module)):
         with pytest.raises(
@@ -388,7 +389,13 @@ def test_transforms_are_refused():
         mode = r"in torch's forward mode \(torch\.autograd\.forward_ad\)"
         with pytest.raises(NotImplementedError, match=REFUSED.format(mode)):
             module(x)
-    assert not module.running_mean.any()
+        assert not module.running_mean.any()
+        module.eval()
+        assert forward_ad.unpack_dual(module(x)).tangent is not None
+    x = tensor(2, 4, 3).mT
+    agree(torch.func.vmap(module)(x[None])[0], module(x))
+    found = torch.func.grad(lambda x: module(x).sum())(x)
+    agree(found, torch.full(x.shape, (1 + 1e-5) ** -0.5))
 
 
 def test_functional_call():

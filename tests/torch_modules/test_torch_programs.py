@@ -108,3 +108,25 @@ def test_traced(training):
     eager = copy.deepcopy(module)
     x, dy = tensor(9, 4), tensor(9, 4)
     agree(step(traced, module, x, dy), step(eager, eager, x, dy))
+
+
+def test_transforms_in_what_is_compiled():
+    module = BatchNorm1d(4).eval()
+
+    def gradient(x):
+        return torch.func.grad(lambda x: module(x).pow(3).sum())(x)
+
+    x = tensor(6, 4)
+    agree(torch.compile(gradient, backend=BACKEND, fullgraph=True)(x), gradient(x))
+
+
+# Of torch's, which would have programs exported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_no_operators_for_onnx(monkeypatch):
+    """It has none of ours; torch's exporters say when they are at work."""
+    module = BatchNorm1d(4).eval()
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    traced = torch.jit.trace(module, (tensor(6, 4),))
+    assert "numbabn::" not in str(traced.graph)
+    x = tensor(9, 4)
+    agree(traced(x), module(x))

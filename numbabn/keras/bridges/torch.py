@@ -6,16 +6,16 @@ registered beside it (`numbabn.tensors.operators`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ...cuda.availability import why_unavailable
-from ...tensors import autograd, operators
+from ...tensors import operators
+from ...tensors.autograd import transform_of
 from ...tensors.torch import Tensors, corrections, run
 
-__all__ = ["corrections", "run"]
+__all__ = ["corrections", "run", "transform_of"]
 
 SUPPORTS_JIT = True
 WIRING = "before"
@@ -29,15 +29,13 @@ def leaves_out() -> bool:
     return False
 
 
-def check_differentiable(inputs: Mapping[str, Any]) -> None:
-    """Raise where torch differentiates without asking: a kernel says nothing of derivatives."""
-    where = autograd.refused(inputs)
-    if where:
-        raise NotImplementedError(
-            f"numbabn.keras.BatchNormalization does not run {where}: differentiate with "
-            "torch.autograd.grad, or use keras.layers.BatchNormalization, which "
-            "numbabn.keras.convert(model, to_keras=True) puts back"
-        )
+def refusal(where: str) -> Exception:
+    """The error for a training call under what `transform_of` names."""
+    return NotImplementedError(
+        f"numbabn.keras.BatchNormalization does not train {where}: differentiate with "
+        "torch.autograd.grad, or use keras.layers.BatchNormalization, which "
+        "numbabn.keras.convert(model, to_keras=True) puts back"
+    )
 
 
 def is_tensor(value: Any) -> bool:
