@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from .layer import BatchNormalization
 
@@ -19,8 +20,10 @@ class RenormClippingSchedule(keras.callbacks.Callback):
 
     so that training starts as plain batch normalization. The defaults are those of Ioffe 2017
     (arXiv 1702.03275), section 4.2: rmax from 1 to 3 over the steps 5000 to 40000, dmax from 0
-    to 5 over 5000 to 25000. The step is the optimizer's, so a training that is saved and
-    resumed goes on where it was.
+    to 5 over 5000 to 25000. The step is that of the model's optimizer: a training that is saved and
+    resumed goes on where it was, microbatches of ``gradient_accumulation_steps`` are one step
+    together, and a step that a `LossScaleOptimizer` leaves out is none. With
+    ``steps_per_execution`` the steps of an execution have the limits of its first.
 
     Args:
         rmax: where rmax ends, at least 1.
@@ -29,7 +32,7 @@ class RenormClippingSchedule(keras.callbacks.Callback):
 
     Raises:
         TypeError, ValueError: an argument that is none of these.
-        ValueError, in `fit`: the model has no numbabn layer with ``renorm=True``.
+        ValueError, in `fit`: the model has no numbabn layer with ``renorm=True``, or no optimizer.
 
     >>> schedule = RenormClippingSchedule(rmax_steps=(0, 100), dmax_steps=(50, 100))
     >>> schedule.limits(50)
@@ -49,8 +52,7 @@ class RenormClippingSchedule(keras.callbacks.Callback):
         self.rmax_steps = _steps(rmax_steps, "rmax_steps")
         self.dmax_steps = _steps(dmax_steps, "dmax_steps")
         self._layers: list[BatchNormalization] = []
-        self._epoch_step: int = 0  # of the optimizer, as the epoch began
-        self._first_batch: int | None = None
+        self._is_over = False
 
     def limits(self, step: int) -> dict[str, float]:
         """rmin, rmax and dmax at a step of the optimizer."""
@@ -73,26 +75,49 @@ class RenormClippingSchedule(keras.callbacks.Callback):
                 "RenormClippingSchedule needs a model with a numbabn.keras.BatchNormalization "
                 f"with renorm=True, and {self.model.name!r} has none: see numbabn.keras.convert"
             )
+        if self.model.optimizer is None:
+            raise ValueError(
+                "RenormClippingSchedule needs a model whose optimizer counts its steps, and "
+                f"{self.model.name!r} is compiled without one"
+            )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Take the optimizer's step, which may have come with a checkpoint."""
-        # Only here: within an epoch, JAX keeps the optimizer's state out of its Variables.
-        self._epoch_step = int(self.model.optimizer.iterations.value)
-        self._first_batch = None
+        """Look at the step anew, which may have come with a checkpoint."""
+        self._is_over = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Set the limits of the step."""
-        if self._first_batch is None:
-            self._first_batch = batch
-        limits = self.limits(self._epoch_step + batch - self._first_batch)
+        # Beyond the ramps no step changes anything: none is waited for.
+        if self._is_over:
+            return
+        step = self._step()
+        self._is_over = step >= max(self.rmax_steps[1], self.dmax_steps[1])
+        limits = self.limits(step)
         for layer in self._layers:
             layer.renorm_clipping = limits
+
+    def _step(self) -> int:
+        """How many steps the optimizer has taken."""
+        optimizer = self.model.optimizer
+        with keras.StatelessScope(_scalars_apart(self.model, optimizer)):
+            # A Variable, or with gradient accumulation a tensor.
+            return int(ops.convert_to_numpy(optimizer.iterations))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Nothing; but for a callback that has this, Keras waits for the results of the step.
 
         JAX would go on with the step while its limits are already those of the next.
         """
+
+
+def _scalars_apart(model: Any, optimizer: Any) -> list[tuple[Any, Any]]:
+    """The optimizer's numbers that are not in its Variables, where within an epoch JAX has them."""
+    # `jax_state_sync` would assign all variables of the model, which takes long at every step.
+    state = getattr(model, "_jax_state", None)
+    if not state or model._jax_state_synced:
+        return []
+    pairs = zip(optimizer.variables, state["optimizer_variables"], strict=True)
+    return [(variable, value) for variable, value in pairs if variable.shape == ()]
 
 
 def _progress(step: int, steps: tuple[int, int]) -> float:

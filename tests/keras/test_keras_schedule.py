@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import array, on_one_backend
+from backends import BACKEND, array, on_one_backend
 from keras import layers
 
 from numbabn.keras import BatchNormalization, RenormClippingSchedule
@@ -59,6 +59,49 @@ def test_in_fit():
     model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[schedule, seen])
     assert seen.limits == [schedule.limits(step) for step in range(12)]
     model.fit(X, Y, batch_size=4, epochs=1, verbose=0, callbacks=[schedule, seen])
+    assert seen.limits == [schedule.limits(step) for step in range(16)]
+
+
+def compiled_with(optimizer, **options):
+    model = model_with(renorm=True)
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+def test_microbatches_of_a_step_are_one_step():
+    schedule, seen = RenormClippingSchedule(**STEPS), Seen()
+    model = compiled_with(keras.optimizers.Adam(gradient_accumulation_steps=3))
+    model.fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[schedule, seen])
+    # Eight microbatches an epoch: the third step is of two epochs.
+    assert seen.limits == [schedule.limits(batch // 3) for batch in range(16)]
+
+
+def test_a_step_that_a_loss_scale_leaves_out_is_none():
+    schedule, seen = RenormClippingSchedule(**STEPS), Seen()
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3), initial_scale=1.0)
+    y = Y.copy()
+    y[[2, 5]] = np.nan  # The second and the third batch have no gradient that is finite.
+    compiled_with(scaled).fit(
+        X, y, batch_size=2, epochs=2, verbose=0, shuffle=False, callbacks=[schedule, seen]
+    )
+    taken = [0, 1, 1, 1, 2, 3, 4, 5]
+    assert seen.limits == [schedule.limits(step) for step in [*taken, *(6 + i for i in taken)]]
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras runs steps one by one there")
+def test_steps_that_run_as_one():
+    schedule, seen = RenormClippingSchedule(**STEPS), Seen()
+    model = compiled_with("adam", steps_per_execution=2)
+    model.fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[schedule, seen])
+    assert seen.limits == [schedule.limits(step) for step in range(0, 16, 2)]
+
+
+def test_beyond_the_ramps_no_step_is_waited_for(monkeypatch):
+    schedule, seen, asked = RenormClippingSchedule(rmax_steps=(0, 2), dmax_steps=(0, 3)), Seen(), []
+    step = schedule._step
+    monkeypatch.setattr(schedule, "_step", lambda: asked.append(step()) or asked[-1])
+    model_with(renorm=True).fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[schedule, seen])
+    assert asked == [0, 1, 2, 3, 8]
     assert seen.limits == [schedule.limits(step) for step in range(16)]
 
 
@@ -118,6 +161,19 @@ def test_needs_a_renorm_layer():
         r"with renorm=True, and 'sequential(_\d+)?' has none: see numbabn\.keras\.convert$",
     ):
         model_with().fit(X, Y, verbose=0, callbacks=[RenormClippingSchedule()])
+
+
+@on_one_backend
+def test_needs_an_optimizer():
+    schedule, model = RenormClippingSchedule(), model_with(renorm=True)
+    model.optimizer = None
+    schedule.set_model(model)
+    with pytest.raises(
+        ValueError,
+        match=r"^RenormClippingSchedule needs a model whose optimizer counts its steps, and "
+        r"'sequential(_\d+)?' is compiled without one$",
+    ):
+        schedule.on_train_begin()
 
 
 @on_one_backend
