@@ -106,10 +106,10 @@ def check_mask_shape(given: tuple[int, ...], full: tuple[int, ...], shape: tuple
 
 
 def check_epsilon(epsilon: Any) -> float:
-    """`epsilon` as a float; ValueError unless it is positive and finite."""
-    number = _number(epsilon, "epsilon", "a positive number")
-    if not 0 < number < inf:
-        raise ValueError(f"epsilon must be a positive number, got {epsilon}")
+    """`epsilon` as a float; ValueError unless it is finite and not negative."""
+    number = _number(epsilon, "epsilon", "a number of at least 0")
+    if not 0 <= number < inf:
+        raise ValueError(f"epsilon must be a finite number of at least 0, got {epsilon}")
     return number
 
 

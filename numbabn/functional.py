@@ -149,7 +149,7 @@ def normalize(
             the rank of `x` with 1 on every reduced axis.
         gamma, beta: as `mean`; None for 1 and 0. On a device all four are arrays of floats.
         axis: the channel axis, or a list of them.
-        epsilon: added to the variance.
+        epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.
         out: where to write the result; of the shape and dtype of `x`, possibly `x` itself.
 
     Returns:
@@ -273,7 +273,7 @@ def renorm_correction(
     Args:
         mean, variance: statistics of a batch, arrays of one shape.
         renorm_mean, renorm_stddev: the reference, of the same shape.
-        epsilon: added to the variance.
+        epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.
         clipping: a :class:`RenormClipping`, a dictionary with its keys, or None for no limits.
 
     Returns:
@@ -339,7 +339,7 @@ def batch_norm_forward(
             are arrays of floats, as the reference is.
         axis: the channel axis, or a list of them.
         mask: as for :func:`batch_statistics`.
-        epsilon: added to the variance.
+        epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.
         renorm: a :class:`Renorm`, the reference to correct against.
         statistics: of the batch that `x` is a part of, where it is not all of it: the merged
             :func:`batch_statistics` of all parts. Then `mask` serves the backward pass only.

@@ -67,7 +67,7 @@ class BatchNormalization:
     Args:
         axis: the channel axis, or a list of them; negative ones count from the last.
         momentum: of the moving statistics, in [0, 1].
-        epsilon: added to the variance.
+        epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.
         center, scale: whether there is a `beta`, a `gamma`.
         renorm: whether to correct the batch's statistics against moving ones.
         renorm_clipping: a :class:`numbabn.RenormClipping`, a dictionary with keys among

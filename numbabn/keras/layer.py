@@ -46,7 +46,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         axis: the channel axis, or a list of them; then every weight has the rank of the
             input, with 1 on each reduced axis.
         momentum: of the moving statistics, in [0, 1].
-        epsilon: added to the variance.
+        epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.
         center, scale: whether there is a `beta`, a `gamma`.
         beta_initializer, gamma_initializer, moving_mean_initializer,
         moving_variance_initializer, beta_regularizer, gamma_regularizer, beta_constraint,

@@ -357,7 +357,7 @@ def test_wrong_limit_found_when_it_is_read():
         ({"axis": "last"}, TypeError, "axis must be an int or a list of ints, got 'last'"),
         ({"axis": 1.0}, TypeError, "axis must be an int or a list of ints, got 1.0"),
         ({"momentum": 1.5}, ValueError, "momentum must be a number from 0 to 1, got 1.5"),
-        ({"epsilon": 0}, ValueError, "epsilon must be a positive number, got 0"),
+        ({"epsilon": -1}, ValueError, "epsilon must be a finite number of at least 0, got -1"),
         (
             {"renorm_momentum": -1},
             ValueError,

@@ -202,16 +202,13 @@ EVERYWHERE = {
         "variance must have shape (5,), one value for each channel of x, got (3,)": [
             lambda g: normalize(g, variance=FIVE[:3]),
         ],
-        "epsilon must be a positive number, got 0.0": [
-            lambda g: forward(g, epsilon=0.0),
-        ],
-        "epsilon must be a positive number, got -0.001": [
+        "epsilon must be a finite number of at least 0, got -0.001": [
             lambda g: normalize(g, epsilon=-0.001),
         ],
-        "epsilon must be a positive number, got nan": [
+        "epsilon must be a finite number of at least 0, got nan": [
             lambda g: normalize_backward(g, epsilon=NAN),
         ],
-        "epsilon must be a positive number, got inf": [
+        "epsilon must be a finite number of at least 0, got inf": [
             lambda g: correction(g, epsilon=INF),
         ],
         "renorm.mean must have shape (5,), one value for each channel of x, got (2,)": [
@@ -310,8 +307,8 @@ EVERYWHERE = {
         "renorm_momentum must be a number from 0 to 1, got 2": [
             lambda g: layer(renorm_momentum=2),
         ],
-        "epsilon must be a positive number, got 0": [
-            lambda g: layer(epsilon=0),
+        "epsilon must be a finite number of at least 0, got -1": [
+            lambda g: layer(epsilon=-1),
         ],
         "renorm clipping: rmax should be at least rmin, got rmin=1.0 and rmax=0.5": [
             lambda g: layer(renorm=True, renorm_clipping={"rmax": 0.5, "rmin": 1.0}),
@@ -361,11 +358,11 @@ EVERYWHERE = {
         "mask must hold bools or real numbers, got complex128": [
             lambda g: forward(g, mask=np.ones((4, 3), complex)),
         ],
-        "epsilon must be a positive number, got str": [
+        "epsilon must be a number of at least 0, got str": [
             lambda g: forward(g, epsilon="0.1"),
             lambda g: forward(g, epsilon="tiny"),
         ],
-        "epsilon must be a positive number, got NoneType": [
+        "epsilon must be a number of at least 0, got NoneType": [
             lambda g: forward(g, epsilon=None),
         ],
         "renorm must be a Renorm, got tuple": [

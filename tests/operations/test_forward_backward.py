@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 import numbabn
+import reference
 from arrays import (
     DTYPES,
     backwards,
@@ -268,6 +269,24 @@ def test_backward_takes_x_in_another_memory_order_than_forward(axis, mask_shape)
     assert same_memory_order(get(result[0]), case.x)
     for actual, wanted in zip(result, expected, strict=True):
         np.testing.assert_allclose(get(actual), get(wanted), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize("axis", [1, -1])
+def test_an_epsilon_of_zero(axis, dtype):
+    case = make_case((6, 5, 8), axis, dtype)
+    channel = (slice(None), 2) if axis == 1 else (..., 2)
+    case.x[channel] = 4.0
+    with np.errstate(all="ignore"):
+        expected = reference.forward(case.x, axis=axis, epsilon=0)
+        dx, _, _ = reference.backward(case.dy, case.x, axis=axis, epsilon=0)
+    x = put(case.x)
+    y, saved = numbabn.batch_norm_forward(x, axis=axis, epsilon=0)
+    found = numbabn.batch_norm_backward(put(case.dy), x, saved)[0]
+    # 0 / 0 where a channel has no spread, as anywhere, and nowhere else.
+    for actual, wanted in ((get(y), expected.y), (get(found), dx)):
+        assert np.isnan(wanted[channel]).all()
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [False, True])

@@ -46,7 +46,7 @@ def assert_agree(case, mean, variance, epsilon=1e-3):
     assert_close(dbeta, expected[2], scale=np.sum(np.abs(terms)))
 
 
-@given(cases(), st.sampled_from([1e-3, 1e-7, 0.5]))
+@given(cases(), st.sampled_from([1e-3, 1e-7, 0.5, 0]))
 def test_every_result_agrees_with_the_oracle(case, epsilon):
     rng = np.random.default_rng(6)
     mean = rng.normal(size=case.parameter_shape)

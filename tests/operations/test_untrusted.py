@@ -181,7 +181,7 @@ def test_a_save_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
     [
         ({"axis": "__import__('os')"}, TypeError, "axis must be an int or a list of ints"),
         ({"momentum": "0.9"}, TypeError, "momentum must be a number"),
-        ({"epsilon": [1e-3]}, TypeError, "epsilon must be a positive number, got list"),
+        ({"epsilon": [1e-3]}, TypeError, "epsilon must be a number of at least 0, got list"),
         ({"renorm_clipping": {"rmax": {"class_name": "Lambda"}}}, TypeError, "renorm clipping"),
         ({"renorm_clipping": {"eval": 1}}, ValueError, "renorm clipping"),
         ({"dtype": "object"}, TypeError, "dtype must be float32 or float64, got object"),
