@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
+from ..channels import STATISTICS
 from .layer import BatchNormalization
 
 _KERAS = keras.layers.BatchNormalization
-# What `convert` may change in the layers that it makes.
+_BOTH = (_KERAS, BatchNormalization)
+# What `convert` may change.
 _CHANGES = ("renorm", "renorm_clipping", "renorm_momentum", "momentum", "epsilon")
+# What differs between two layers of which one becomes the other, and what numbabn's has alone.
+_SETTINGS = ("axis", *_CHANGES, "supports_jit")
+_OWN = ("_bridge_name", "_clipping")
 
 
 def convert(
     model: Any,
     *,
     to_keras: bool = False,
+    in_place: bool = False,
     custom_objects: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Any:
     """A copy of a model in which every `keras.layers.BatchNormalization` is numbabn's.
 
-    Functional, sequential and nested models, and layers that wrap others, are made again from
-    their configuration. In subclassed models and layers, what their constructors make is
-    exchanged where it hangs on an attribute, or in a list or dictionary there. Names, weights,
-    and the compile state with the optimizer's are kept; `model` stays as it is. Subclasses of
-    Keras's layer stay too, as their computation is their own.
+    The copy is made from the model's configuration: by the constructors of classes of your own,
+    with the arguments that they had. With `in_place` there is none: the layers of `model` itself
+    become numbabn's, wherever they hang, and keep their weights; so any model can be converted.
+    Names, weights, and the compile state with the optimizer's are kept. Subclasses of Keras's
+    layer stay what they are, as their computation is their own.
 
     Renorm's statistics are seeded where the old layer has none: `renorm_mean` from
     `moving_mean`, `renorm_stddev` and `moving_stddev` from ``sqrt(moving_variance + epsilon)``.
+    Limits that are Variables or functions are numbers in a copy, unless they are given anew.
 
     Args:
         model: a `keras.Model` or `keras.Layer`.
         to_keras: the way back: numbabn's layers become Keras's.
+        in_place: to exchange the layers of `model` itself. What was compiled around it before
+            (by `jax.jit`, `tf.function`, or another model's `fit`) does not notice.
         custom_objects: classes and functions, by name, that the configuration names and Keras
             does not know. The model's own layers, loss and metrics are known.
         **changes: arguments for the new layers: `renorm`, `renorm_clipping`,
             `renorm_momentum`, `momentum`, `epsilon`.
 
     Returns:
-        The copy, of the class of `model`.
+        The copy, of the class of `model`; with `in_place`, `model`.
 
     Raises:
         TypeError: `model` is not a Keras layer, or there is no such change.
         ValueError: a layer that Keras has no equal of (a list of axes, or the shared reference
-            of ``renorm_momentum=None``), or one that cannot be exchanged.
+            of ``renorm_momentum=None``), or a model that its configuration does not make again.
+            `model` stays as it was.
 
     >>> import keras
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")])
@@ -62,172 +71,187 @@ def convert(
             raise TypeError(
                 f"convert has no argument {name!r}; what it can change is {', '.join(_CHANGES)}"
             )
-    exchange = _Exchange(
-        to_keras, changes, {**_objects_of(model), **(custom_objects or {})}, _without_build(model)
-    )
-    copy = exchange.layer(model) if exchange.takes(model) else exchange.copy(model)
-    exchange.inside(copy)
-    _match_layers(model, copy)
-    _build_unbuilt(model, copy)
-    _copy_state(model, copy)
-    if isinstance(model, keras.Model) and model.compiled:
-        _copy_compiled(model, copy, exchange.custom_objects)
-    return copy
+    exchange = _Exchange(to_keras, changes)
+    objects = {**_objects_of(model), **(custom_objects or {})}
+    converted = model if in_place else _copied(model, objects)
+    # All of them are found out before any is changed.
+    found = [(layer, exchange.pattern(layer)) for layer in exchange.taken(converted)]
+    for layer, pattern in found:
+        _become(layer, pattern)
+    if in_place:
+        _forget_compiled(model)
+    elif isinstance(model, keras.Model) and model.compiled:
+        _copy_compiled(model, converted, objects)
+    return converted
 
 
 class _Exchange:
-    """Which layers are exchanged, and how one is made of another."""
+    """Which layers are exchanged, and what they become."""
 
-    def __init__(
-        self,
-        to_keras: bool,
-        changes: dict[str, Any],
-        custom_objects: dict[str, Any],
-        without_build: set[str],
-    ) -> None:
-        self.sources = (BatchNormalization,) if to_keras else (_KERAS, BatchNormalization)
+    def __init__(self, to_keras: bool, changes: dict[str, Any]) -> None:
+        self.sources = (BatchNormalization,) if to_keras else _BOTH
         self.target = _KERAS if to_keras else BatchNormalization
         self.changes = changes
-        self.custom_objects = custom_objects
-        self.without_build = without_build
 
-    def takes(self, layer: Any) -> bool:
-        """Whether `layer` is one to be exchanged, and no subclass."""
-        return type(layer) in self.sources
+    def taken(self, model: Any) -> list[Any]:
+        """The layers of `model` to be exchanged; none of a subclass."""
+        return [layer for layer in model._flatten_layers() if type(layer) in self.sources]
 
-    def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The configuration of the new layer from that of the old one."""
-        # Limits that are Variables or functions are not for a configuration: see `limits`.
+    def pattern(self, layer: Any) -> Any:
+        """A new layer, without weights, like that which `layer` is to become."""
+        # Limits that are Variables or functions are not for a configuration.
         changes = {name: each for name, each in self.changes.items() if name != "renorm_clipping"}
-        config = {**config, **changes}
+        config = {**layer.get_config(), **changes}
         if self.target is _KERAS:
-            if isinstance(config["axis"], (list, tuple)):
-                if len(config["axis"]) > 1:
-                    raise ValueError(
-                        f"{config['name']} cannot become Keras's: it has axis={config['axis']}, "
-                        "and keras.layers.BatchNormalization takes one axis"
-                    )
-                config["axis"] = config["axis"][0]
-            if config["renorm_momentum"] is None:
-                if config["renorm"]:
-                    raise ValueError(
-                        f"{config['name']} cannot become Keras's: it has renorm_momentum=None, "
-                        "which keras.layers.BatchNormalization lacks; pass renorm_momentum=0.99 "
-                        "for statistics of renorm's own, or renorm=False"
-                    )
-                config["renorm_momentum"] = 0.99
-        return config
+            self._check_keras(config)
+        pattern = self.target.from_config(config)
+        if "renorm_clipping" in self.changes:
+            pattern.renorm_clipping = self.changes["renorm_clipping"]
+        elif self.target is type(layer):
+            pattern.renorm_clipping = layer.renorm_clipping
+        return pattern
 
-    def limits(self, layer: Any) -> None:
-        """Put the limits that were asked for into a new layer."""
-        if "renorm_clipping" in self.changes and type(layer) is self.target:
-            layer.renorm_clipping = self.changes["renorm_clipping"]
+    def _check_keras(self, config: dict[str, Any]) -> None:
+        """Bring a configuration to what Keras's layer has; ValueError where it has not."""
+        if isinstance(config["axis"], (list, tuple)):
+            if len(config["axis"]) > 1:
+                raise ValueError(
+                    f"{config['name']} cannot become Keras's: it has axis={config['axis']}, "
+                    "and keras.layers.BatchNormalization takes one axis"
+                )
+            config["axis"] = config["axis"][0]
+        if config["renorm_momentum"] is None:
+            if config["renorm"]:
+                raise ValueError(
+                    f"{config['name']} cannot become Keras's: it has renorm_momentum=None, "
+                    "which keras.layers.BatchNormalization lacks; pass renorm_momentum=0.99 "
+                    "for statistics of renorm's own, or renorm=False"
+                )
+            config["renorm_momentum"] = 0.99
 
-    def layer(self, old: Any) -> Any:
-        """A new layer in place of `old`, built if `old` is."""
-        new = self.target.from_config(self.config(old.get_config()))
-        if old.built:
-            new.build_from_config(old.get_build_config())
-        self.limits(new)
-        return new
 
-    def copy(self, layer: Any) -> Any:
-        """`layer` made again from its configuration, with the exchanged ones in it."""
-        serialized = keras.saving.serialize_keras_object(layer)
+def _become(layer: Any, pattern: Any) -> None:
+    """Make of `layer` one of the class and the settings of `pattern`; its weights stay.
+
+    The object stays too, and so does all that holds on to it: attributes, lists and tuples, the
+    nodes of functional models, optimizers.
+    """
+    for name in ("renorm_clipping", *_OWN):
+        vars(layer).pop(name, None)
+    layer.__class__ = type(pattern)
+    for name in (*_SETTINGS, *_OWN):
+        if hasattr(pattern, name):
+            setattr(layer, name, getattr(pattern, name))
+    if layer.built:
+        _match_renorm_statistics(layer)
+    else:
+        _build_by_class(layer)
+
+
+def _match_renorm_statistics(layer: Any) -> None:
+    """Have a built layer hold statistics of renorm's own, if it has such."""
+    wanted = layer.renorm and layer.renorm_momentum is not None
+    held = getattr(layer, "renorm_mean", None) is not None
+    if held and not wanted:
+        for name in STATISTICS[2:]:
+            delattr(layer, name)
+    if wanted and not held:
+        stddev = ops.sqrt(layer.moving_variance.value + layer.epsilon)
+        seeds = (stddev, layer.moving_mean.value, stddev)
+        # A layer that is built takes no new weights otherwise.
+        layer._tracker.unlock()
+        with layer._open_name_scope():
+            for name, seed in zip(STATISTICS[2:], seeds, strict=True):
+                weight = layer.add_weight(
+                    shape=seed.shape, name=name, initializer="zeros", trainable=False,
+                    autocast=False,
+                )  # fmt: skip
+                weight.assign(ops.copy(seed))
+                setattr(layer, name, weight)
+        layer._tracker.lock()
+
+
+def _build_by_class(layer: Any) -> None:
+    """Have a layer that is not built yet be built by the class that it has now."""
+    # Keras wraps the method when it makes a layer, and the wrapper holds on to the first one.
+    wrapper = layer.build
+    place = wrapper.__code__.co_freevars.index("original_build_method")
+    wrapper.__closure__[place].cell_contents = type(layer).build.__get__(layer)
+
+
+def _forget_compiled(model: Any) -> None:
+    """Have models compile their steps anew."""
+    for each in model._flatten_layers():
+        if isinstance(each, keras.Model) and each.compiled:
+            each.train_function = each.test_function = each.predict_function = None
+            if each._compile_config.config["jit_compile"] == "auto":
+                each.jit_compile = each._resolve_auto_jit_compile()
+            else:
+                each.jit_compile = each.jit_compile  # Keras warns where it cannot be.
+
+
+def _copied(model: Any, objects: dict[str, Any]) -> Any:
+    """`model` made again from its configuration, with its weights, and not compiled."""
+    without_build = _without_build(model)
+    try:
+        serialized = keras.saving.serialize_keras_object(model)
         # Compiled at the end: the optimizer asks for the final variables.
         serialized.pop("compile_config", None)
         copy = keras.saving.deserialize_keras_object(
-            self._rewritten(serialized),
-            custom_objects=self.custom_objects,
+            _for_constructors(serialized, objects, without_build),
+            custom_objects=objects,
             # Code in a configuration is executed where the layer has that code already.
-            safe_mode=not any(isinstance(each, keras.layers.Lambda) for each in _layers(layer)),
+            safe_mode=not any(
+                isinstance(each, keras.layers.Lambda) for each in model._flatten_layers()
+            ),
         )
-        for each in copy._flatten_layers():
-            self.limits(each)
-        return copy
-
-    def _rewritten(self, serialized: Any) -> Any:
-        if isinstance(serialized, (list, tuple)):
-            return type(serialized)(self._rewritten(each) for each in serialized)
-        if not isinstance(serialized, dict):
-            return serialized
-        names = (serialized.get("module"), serialized.get("class_name"))
-        if any(names == _names(source) for source in self.sources):
-            new = self.target()
-            wrapper = keras.saving.serialize_keras_object(new)
-            wrapper.pop("build_config", None)
-            wrapper["config"] = self.config(serialized["config"])
-            return {**wrapper, **{
-                name: each for name, each in serialized.items()
-                if name not in ("module", "class_name", "registered_name", "config")
-            }}  # fmt: skip
-        if serialized.get("registered_name") in self.without_build:
-            serialized = {name: each for name, each in serialized.items() if name != "build_config"}
-        return {name: self._rewritten(each) for name, each in serialized.items()}
-
-    def inside(self, parent: Any) -> None:
-        """Exchange, in place, the layers that constructors have made inside `parent`."""
-        for child in list(parent._layers):
-            if self.takes(child) and type(child) is not self.target:
-                _replace(parent, child, self.layer(child))
-            elif _is_graph(child) and any(
-                self.takes(each) and type(each) is not self.target
-                for each in child._flatten_layers()
-            ):
-                # Its nodes hold on to its layers: the whole is made again.
-                new = self.copy(child)
-                self.inside(new)
-                _replace(parent, child, new)
-            else:
-                self.inside(child)
-
-
-def _names(layer: type) -> tuple[str, str]:
-    """How a serialized configuration names a class."""
-    if layer is _KERAS:
-        return "keras.layers", "BatchNormalization"
-    return layer.__module__, layer.__name__
-
-
-def _layers(layer: Any) -> list[Any]:
-    """A layer and all that are in it."""
-    return list(layer._flatten_layers())
-
-
-def _is_graph(layer: Any) -> bool:
-    """Whether `layer` is a functional or sequential model."""
-    return isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
-
-
-def _replace(parent: Any, old: Any, new: Any) -> None:
-    """Put `new` where `parent` has `old`: on an attribute, or in a list or dictionary there."""
-    found = False
-    # Built layers take no new ones; the same number in the same order is no danger.
-    parent._tracker.unlock()
-    parent._tracker.replace_tracked_value("layers", old, new)
-    for name, value in list(_attributes(parent)):
-        if value is old:
-            setattr(parent, name, new)
-            found = True
-        elif isinstance(value, (list, dict)) and name != "_layers":
-            keys = range(len(value)) if isinstance(value, list) else list(value)
-            for key in keys:
-                if value[key] is old:
-                    value[key] = new
-                    found = True
-    if parent.built:
-        parent._tracker.lock()
-    if not found:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(
-            f"{old.name} in {type(parent).__name__} {parent.name!r} cannot be exchanged: it is "
-            "neither an attribute nor in a list or dictionary that is one"
+            f"{type(model).__name__} {model.name!r} cannot be made again from its configuration "
+            "(a get_config of its own may help); numbabn.keras.convert(model, in_place=True) "
+            "exchanges the layers of the model itself"
+        ) from error
+    _match(model, copy)
+    _copy_weights(model, copy)
+    return copy
+
+
+def _for_constructors(serialized: Any, objects: dict[str, Any], without_build: set[str]) -> Any:
+    """A configuration without what Keras adds to it and constructors do not take."""
+    if isinstance(serialized, (list, tuple)):
+        return type(serialized)(
+            _for_constructors(each, objects, without_build) for each in serialized
         )
+    if not isinstance(serialized, dict):
+        return serialized
+    name = serialized.get("registered_name")
+    left_out = {"build_config"} if name in without_build else set()
+    found = {
+        key: _for_constructors(each, objects, without_build)
+        for key, each in serialized.items()
+        if key not in left_out
+    }
+    taken = _arguments(objects.get(name)) if isinstance(name, str) else None
+    if taken is not None and isinstance(found.get("config"), dict):
+        found["config"] = {
+            key: each
+            for key, each in found["config"].items()
+            if key in taken or key not in ("name", "trainable", "dtype")
+        }
+    return found
 
 
-def _attributes(layer: Any) -> Iterator[tuple[str, Any]]:
-    yield from vars(layer).items()
-    # torch keeps modules in a place of their own.
-    yield from vars(layer).get("_modules", {}).items()
+def _arguments(made: Any) -> set[str] | None:
+    """What a layer's constructor takes; None where it takes anything, or Keras does not call it."""
+    if not (inspect.isclass(made) and issubclass(made, keras.Layer)):
+        return None
+    layer: Any = made
+    if layer.from_config.__module__.split(".")[0] != "keras":
+        return None
+    taken = inspect.signature(made).parameters.values()
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken):
+        return None
+    return {each.name for each in taken}
 
 
 def _objects_of(model: Any) -> dict[str, Any]:
@@ -248,67 +272,52 @@ def _without_build(model: Any) -> set[str]:
     return {
         keras.saving.get_registered_name(type(layer))
         for layer in model._flatten_layers()
-        if layer._layers and type(layer).build is keras.Layer.build
+        if not _builds(layer)
     }
 
 
-def _match_layers(model: Any, copy: Any) -> None:
-    """Give the layers of `copy` the names of those of `model`; raise unless they correspond."""
-    layers = [each._flatten_layers() for each in (model, copy)]
-    kinds = [[type(layer).__name__ for layer in each] for each in layers]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"{type(model).__name__} {model.name!r} is not made again by its configuration: it "
-            f"has the layers {kinds[0]}, its copy {kinds[1]} (a layer that two nested models "
-            "share, or one made after the constructor?)"
-        )
-    for old, new in zip(*layers, strict=True):
-        # Constructors number the layers that they make anew.
+def _builds(layer: Any) -> bool:
+    """Whether `layer` makes weights when it is built, and not only when it is called."""
+    return not layer._layers or type(layer).build is not keras.Layer.build
+
+
+def _match(model: Any, copy: Any) -> None:
+    """Build, name and freeze the layers of `copy` as those of `model`; they must correspond."""
+    pairs = [(model, copy)]
+    while pairs:
+        old, new = pairs.pop()
+        # Constructors number the layers that they make anew, and what was frozen later is not.
         if new.name != old.name:
             new.name = old.name
-
-
-def _build_unbuilt(model: Any, copy: Any) -> None:
-    """Make the weights of those layers that their parents do not make."""
-    for old, new in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
-        if old.built and not new.built and not new._layers:
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+        # A constructor does not know what was converted before.
+        if type(old) in _BOTH and (type(new), new.get_config()) != (type(old), old.get_config()):
+            _become(new, type(old).from_config(old.get_config()))
+        if old.built and not new.built and _builds(old) and old.get_build_config():
             new.build_from_config(old.get_build_config())
+        kinds = [[type(layer).__name__ for layer in each._layers] for each in (old, new)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{type(old).__name__} {old.name!r} is not made again by its configuration: it "
+                f"has the layers {kinds[0]}, its copy {kinds[1]}; numbabn.keras.convert(model, "
+                "in_place=True) exchanges the layers of the model itself"
+            )
+        pairs += zip(old._layers, new._layers, strict=True)
 
 
-def _normalizations(model: Any) -> list[Any]:
-    return [each for each in model._flatten_layers() if type(each) in (_KERAS, BatchNormalization)]
-
-
-def _copy_state(model: Any, copy: Any) -> None:
+def _copy_weights(model: Any, copy: Any) -> None:
     """Give `copy` the weights and the states of random generators of `model`."""
-    # Copies: JAX gives the memory of what it trains away.
-    others: list[list[Any]] = []
-    for each in (model, copy):
-        own = {id(weight) for layer in _normalizations(each) for weight in layer.weights}
-        others.append([each for each in each.variables if id(each) not in own])
-    old, new = others
-    if [tuple(each.shape) for each in old] != [tuple(each.shape) for each in new]:
+    shapes = [[tuple(each.shape) for each in layer.variables] for layer in (model, copy)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
             f"the weights of {type(model).__name__} {model.name!r} cannot be copied: it has "
-            f"{len(old)}, its copy {len(new)} (is it built in its call only?)"
+            f"{len(shapes[0])}, its copy {len(shapes[1])}; numbabn.keras.convert(model, "
+            "in_place=True) exchanges the layers of the model itself"
         )
-    for source, target in zip(old, new, strict=True):
+    for source, target in zip(model.variables, copy.variables, strict=True):
+        # Copies: JAX gives the memory of what it trains away.
         target.assign(ops.copy(source.value))
-    for before, after in zip(_normalizations(model), _normalizations(copy), strict=True):
-        if before.built:
-            _copy_normalization(before, after)
-
-
-def _copy_normalization(old: Any, new: Any) -> None:
-    values = {weight.name: weight.value for weight in old.weights}
-    stddev = ops.sqrt(values["moving_variance"] + old.epsilon)
-    seeds = {
-        "renorm_mean": values["moving_mean"],
-        "renorm_stddev": stddev,
-        "moving_stddev": stddev,
-    }
-    for weight in new.weights:
-        weight.assign(ops.copy({**seeds, **values}[weight.name]))
 
 
 def _copy_compiled(model: Any, copy: Any, custom_objects: dict[str, Any]) -> None:

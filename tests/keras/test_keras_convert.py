@@ -83,7 +83,76 @@ def subclassed():
     return model
 
 
-MODELS = [sequential, functional, nested, wrapped, with_custom_layer, subclassed]
+class BuiltInCall(keras.Model):
+    """Its constructor takes no name, and its Sequential has no Input until it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.tail = keras.Sequential([layers.Dense(5), KERAS(), layers.Dense(2)])
+
+    def call(self, x, training=None):
+        return self.tail(x, training=training)
+
+
+class InTuples(keras.Model):
+    """Layers in tuples, lists and dictionaries within each other."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [(layers.Dense(5), [KERAS()]), (layers.Dense(2), [KERAS()])]
+        self.by_name = {"first": {"second": (KERAS(),)}}
+
+    def call(self, x, training=None):
+        for dense, (norm,) in self.blocks:
+            x = norm(dense(x), training=training)
+        return self.by_name["first"]["second"][0](x, training=training)
+
+
+class OwnFunctional(keras.Model):
+    """A functional model with a constructor of its own."""
+
+    def __init__(self, width=5):
+        inputs = keras.Input((6,))
+        super().__init__(inputs, layers.Dense(2)(KERAS()(layers.Dense(width)(inputs))))
+
+
+class OwnBuild(keras.Model):
+    """Its layers are made when it is built."""
+
+    def build(self, shape):
+        self.norm = KERAS(epsilon=0)
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        return self.norm(x, training=training)
+
+
+class Unserializable(keras.Model):
+    """Its constructor takes what no configuration holds."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.dense = norm, layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.dense(self.norm(x, training=training))
+
+
+def called(make):
+    def make_and_call():
+        model = make()
+        model(X)
+        return model
+
+    return make_and_call
+
+
+OF_CLASSES = [called(each) for each in (BuiltInCall, InTuples, OwnFunctional, OwnBuild)]
+MODELS = [sequential, functional, nested, wrapped, with_custom_layer, subclassed, *OF_CLASSES]
+NAMES = [
+    *(make.__name__ for make in MODELS[:6]),
+    *("built in its call", "in tuples", "functional by a class", "built by itself"),
+]
 
 
 def normalizations(model):
@@ -97,7 +166,7 @@ def moved(model):
     return model
 
 
-@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("make", MODELS, ids=NAMES)
 def test_there_and_back(make):
     model = moved(make())
     ours = convert(model)
@@ -119,7 +188,7 @@ def test_there_and_back(make):
 
 
 @on_one_backend
-@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("make", MODELS, ids=NAMES)
 def test_renorm_is_seeded(make):
     model = moved(make())
     ours = convert(model, renorm=True, renorm_clipping={"rmax": 3.0}, renorm_momentum=0.9)
@@ -135,6 +204,98 @@ def test_renorm_is_seeded(make):
     back = convert(ours, to_keras=True, renorm=False)
     assert not any(layer.renorm for layer in normalizations(back))
     np.testing.assert_allclose(array(back(X)), array(ours(X)), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("make", MODELS, ids=NAMES)
+def test_in_place(make):
+    model = moved(make())
+    before, weights, y = model._flatten_layers(), model.weights, array(model(X))
+    assert convert(model, in_place=True) is model
+    assert {type(each) for each in normalizations(model)} == {BatchNormalization}
+    for kept, now in ((before, model._flatten_layers()), (weights, model.weights)):
+        assert all(one is other for one, other in zip(kept, now, strict=True))
+    np.testing.assert_allclose(array(model(X)), y, 1e-5, 1e-5)
+    convert(model, in_place=True, renorm=True)
+    assert all(len(each.weights) == 7 for each in normalizations(model))
+    np.testing.assert_allclose(array(model(X)), y, 1e-5, 1e-5)
+    y = array(moved(model)(X))
+    convert(model, in_place=True, to_keras=True, renorm=False)
+    assert {type(each) for each in normalizations(model)} == {KERAS}
+    assert all(one is other for one, other in zip(weights, model.weights, strict=True))
+    np.testing.assert_allclose(array(model(X)), y, 1e-5, 1e-5)
+
+
+def test_in_place_where_no_copy_can_be_made():
+    model = moved(called(lambda: Unserializable(KERAS()))())
+    y = array(model(X))
+    with pytest.raises(
+        ValueError,
+        match=r"^Unserializable 'unserializable(_\d+)?' cannot be made again from its "
+        r"configuration \(a get_config of its own may help\); "
+        r"numbabn\.keras\.convert\(model, in_place=True\) exchanges the layers of the model "
+        r"itself$",
+    ):
+        convert(model)
+    convert(model, in_place=True)
+    assert type(model.norm) is BatchNormalization
+    np.testing.assert_allclose(array(model(X)), y, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("to_keras", [False, True])
+def test_in_place_before_it_is_built(to_keras):
+    classes = [BatchNormalization, KERAS] if to_keras else [KERAS, BatchNormalization]
+    layer = classes[0](name="bn")
+    # One that Keras's way of building would give statistics of its own.
+    shared = {} if to_keras else {"renorm": True, "renorm_momentum": None}
+    convert(layer, in_place=True, to_keras=to_keras, **shared)
+    layer(X, training=True)
+    assert type(layer) is classes[1]
+    assert [each.name for each in layer.weights] == [
+        "gamma", "beta", "moving_mean", "moving_variance",
+    ]  # fmt: skip
+    assert layer.get_build_config() == {"input_shape": (8, 6)}
+
+
+def test_in_place_is_saved_as_what_it_is(tmp_path):
+    model = moved(sequential())
+    convert(model, in_place=True, renorm=True).save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.get_layer("bn")) is BatchNormalization
+    np.testing.assert_allclose(array(loaded(X)), array(model(X)), 1e-6, 1e-6)
+
+
+@on_one_backend
+def test_nothing_is_changed_in_place_where_one_layer_cannot_be():
+    model = keras.Sequential(
+        [keras.Input((4, 3)), BatchNormalization(name="one"), BatchNormalization([1, 2], name="bn")]
+    )
+    with pytest.raises(ValueError, match=r"^bn cannot become Keras's: it has axis=\[1, 2\]"):
+        convert(model, in_place=True, to_keras=True)
+    assert {type(each) for each in normalizations(model)} == {BatchNormalization}
+
+
+@on_one_backend
+def test_a_constructor_that_makes_other_layers():
+    model = BuiltInCall()
+    model.extra = layers.Dense(3)
+    with pytest.raises(
+        ValueError,
+        match=r"^BuiltInCall 'built_in_call(_\d+)?' is not made again by its configuration: it has "
+        r"the layers \['Sequential', 'Dense'\], its copy \['Sequential'\]; "
+        r"numbabn\.keras\.convert\(model, in_place=True\) exchanges the layers of the model "
+        r"itself$",
+    ):
+        convert(model)
+
+
+@on_one_backend
+def test_what_is_frozen_stays_frozen():
+    model = subclassed()
+    model.block.norms[0].trainable = model.tail.trainable = False
+    ours = convert(model)
+    assert [each.trainable for each in ours._flatten_layers()] == [
+        each.trainable for each in model._flatten_layers()
+    ]
 
 
 @on_one_backend
@@ -195,6 +356,25 @@ def test_compile_state_is_kept(make, renorm):
             each.fit(X, Y, epochs=2, batch_size=4, verbose=0, shuffle=False)
         for old, new in zip(model.weights, ours.weights, strict=True):
             np.testing.assert_allclose(array(old.value), array(new.value), 1e-3, 1e-3)
+
+
+@pytest.mark.skipif(not TRAINS, reason="Keras does not train on NumPy")
+@pytest.mark.parametrize("make", [sequential, subclassed])
+def test_training_goes_on_in_place(make):
+    models = [make(), make()]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss=squared, metrics=["mae"])
+        model.fit(X, Y, epochs=2, batch_size=4, verbose=0, shuffle=False)
+    optimizer = models[1].optimizer
+    convert(models[1], in_place=True)
+    for model in models:
+        model.fit(X, Y, epochs=2, batch_size=4, verbose=0, shuffle=False)
+        model.predict(X, verbose=0)
+    assert models[1].optimizer is optimizer
+    assert int(optimizer.iterations.value) == 8
+    for old, new in zip(models[0].weights, models[1].weights, strict=True):
+        np.testing.assert_allclose(array(old.value), array(new.value), 1e-3, 1e-3)
 
 
 @on_one_backend
