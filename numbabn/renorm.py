@@ -14,7 +14,8 @@ class RenormClipping:
 
     ``r`` is clipped to [rmin, rmax] and ``d`` to [-dmax, dmax] (Ioffe 2017, arXiv
     1702.03275, section 3). The defaults clip nothing; ``RenormClipping(1, 1, 0)`` is plain
-    batch normalization.
+    batch normalization, and a limit of 1 for ``rmax`` alone is not: an ``r`` below 1 still shrinks
+    what the reference spreads wider than the batch. :meth:`ramp` leads from the one to the other.
 
     Args:
         rmin, rmax: least and greatest ``r``.
@@ -64,6 +65,35 @@ class RenormClipping:
             )
         return cls(**clipping)
 
+    @classmethod
+    def ramp(cls, progress: float, rmax: float = 3.0, dmax: float = 5.0) -> RenormClipping:
+        """The limits on the way from plain batch normalization to `rmax` and `dmax`.
+
+        With ``p = min(max(progress, 0), 1)``, ``r`` limited alike in both directions:
+
+            rmax(p) = 1 + (rmax − 1) · p        rmin(p) = 1 / rmax(p)        dmax(p) = dmax · p
+
+        Ioffe 2017 (arXiv 1702.03275), section 4.2, has `rmax` 3 and `dmax` 5, after a start of
+        plain batch normalization.
+
+        Args:
+            progress: 0 for the start, 1 for the end; beyond these the limits stay.
+            rmax: where ``rmax`` ends, at least 1.
+            dmax: where ``dmax`` ends, at least 0.
+
+        Raises:
+            TypeError: an argument is not a number.
+            ValueError: it is none of these numbers, or NaN.
+
+        >>> RenormClipping.ramp(0)
+        RenormClipping(rmin=1.0, rmax=1.0, dmax=0.0)
+        >>> RenormClipping.ramp(0.5)
+        RenormClipping(rmin=0.5, rmax=2.0, dmax=2.5)
+        """
+        p = min(max(_limit("progress", progress), 0.0), 1.0)
+        widest = 1.0 + (_end("rmax", rmax, 1.0) - 1.0) * p
+        return cls(1.0 / widest, widest, _end("dmax", dmax, 0.0) * p)
+
     @property
     def limits(self) -> tuple[float, float, float]:
         """(rmin, rmax, dmax)"""
@@ -82,6 +112,15 @@ def _limit(name: str, value: Any) -> float:
     if limit != limit:
         raise ValueError(f"renorm clipping: {name} must be a number, got nan")
     return limit
+
+
+def _end(name: str, value: Any, least: float) -> float:
+    number = _limit(name, value)
+    if not least <= number < inf:
+        raise ValueError(
+            f"renorm clipping: {name} must be a finite number of at least {least}, got {value}"
+        )
+    return number
 
 
 @dataclass(frozen=True)

@@ -135,14 +135,13 @@ def clipping(step: int) -> numbabn.RenormClipping:
     """The limits at a step, by the schedule of Ioffe 2017 (section 4).
 
     There rmax 1 and dmax 0 (plain batch norm) stay for 5k steps; rmax then rises to 3 at 40k steps
-    and dmax to 5 at 25k. Here a training of 160k steps is shrunk to the length of this one.
+    and dmax to 5 at 25k. Here a training of 160k steps is shrunk to the length of this one. The
+    paper does not limit r from below; 1 / rmax does, or the start would not be plain.
     """
     thousands = 160 * step / STEPS
-    return numbabn.RenormClipping(
-        rmin=0.0,
-        rmax=float(np.interp(thousands, [5, 40], [1, 3])),
-        dmax=float(np.interp(thousands, [5, 25], [0, 5])),
-    )
+    of_r = numbabn.RenormClipping.ramp(np.interp(thousands, [5, 40], [0, 1]), rmax=3)
+    of_d = numbabn.RenormClipping.ramp(np.interp(thousands, [5, 25], [0, 1]), dmax=5)
+    return numbabn.RenormClipping(of_r.rmin, of_r.rmax, of_d.dmax)
 
 
 def _microbatches(way: Way, labels: Array, seed: int) -> Iterator[list[Array]]:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from ..renorm import RenormClipping
 from .layer import BatchNormalization
 
 
@@ -56,12 +57,9 @@ class RenormClippingSchedule(keras.callbacks.Callback):
 
     def limits(self, step: int) -> dict[str, float]:
         """rmin, rmax and dmax at a step of the optimizer."""
-        rmax = 1.0 + (self.rmax - 1.0) * _progress(step, self.rmax_steps)
-        return {
-            "rmin": 1.0 / rmax,
-            "rmax": rmax,
-            "dmax": self.dmax * _progress(step, self.dmax_steps),
-        }
+        of_r = RenormClipping.ramp(_progress(step, self.rmax_steps), rmax=self.rmax)
+        of_d = RenormClipping.ramp(_progress(step, self.dmax_steps), dmax=self.dmax)
+        return {"rmin": of_r.rmin, "rmax": of_r.rmax, "dmax": of_d.dmax}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find the layers."""

@@ -59,6 +59,54 @@ def test_clipping_defaults_and_fields():
         clipping.rmin = 0.5
 
 
+def test_a_ramp_starts_as_plain_batch_normalization(rng):
+    # A batch that is ten times narrower than the reference: where r may be below 1, y shrinks.
+    x = put(rng.normal(1.0, 0.1, (64, 4)).astype(np.float32))
+    layers = [
+        numbabn.BatchNormalization(renorm=True, renorm_clipping=numbabn.RenormClipping.ramp(0)),
+        numbabn.BatchNormalization(),
+    ]
+    y, plain = (get(layer(x, training=True)) for layer in layers)
+    np.testing.assert_array_equal(y, plain)
+    assert y.std() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("progress", "limits"),
+    [
+        (-1, (1, 1, 0)),
+        (0, (1, 1, 0)),
+        (0.25, (0.625, 1.6, 2.0)),
+        (1, (1 / 3.4, 3.4, 8.0)),
+        (1e9, (1 / 3.4, 3.4, 8.0)),
+        (float("inf"), (1 / 3.4, 3.4, 8.0)),
+    ],
+)
+def test_a_ramp(progress, limits):
+    ramp = numbabn.RenormClipping.ramp(progress, rmax=3.4, dmax=8)
+    assert ramp.limits == pytest.approx(limits, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"progress": float("nan")}, ValueError, "progress must be a number, got nan"),
+        ({"progress": "0.5"}, TypeError, "progress must be a number, got str"),
+        ({"rmax": 0.5}, ValueError, "rmax must be a finite number of at least 1.0, got 0.5"),
+        ({"dmax": -1}, ValueError, "dmax must be a finite number of at least 0.0, got -1"),
+        (
+            {"rmax": float("inf")},
+            ValueError,
+            "rmax must be a finite number of at least 1.0, got inf",
+        ),
+    ],
+)
+def test_errors_of_a_ramp(arguments, error, message):
+    with pytest.raises(error) as caught:
+        numbabn.RenormClipping.ramp(**{"progress": 0.5, **arguments})
+    assert str(caught.value) == f"renorm clipping: {message}"
+
+
 def test_a_reference_equal_to_the_batch_is_plain_batch_normalization():
     case = make_case((8, 3, 5), 1, np.float32)
     plain, saved = forward(case)
