@@ -17,7 +17,7 @@ _BOTH = (_KERAS, BatchNormalization)
 _CHANGES = ("renorm", "renorm_clipping", "renorm_momentum", "momentum", "epsilon")
 # What differs between two layers of which one becomes the other, and what numbabn's has alone.
 _SETTINGS = ("axis", *_CHANGES, "supports_jit")
-_OWN = ("_bridge_name", "_clipping")
+_OWN = ("_bridge_name", "_clipping", "_reference")
 
 
 def convert(

@@ -131,6 +131,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.renorm_clipping = renorm_clipping
         self._bridge_name = keras.backend.backend()
         self.supports_jit = bridge_of(self._bridge_name).SUPPORTS_JIT
+        # What the last training step corrected against, for one that is run once more.
+        self._reference: list[Any] | None = None
 
     @property
     def renorm_clipping(self) -> Any:
@@ -219,8 +221,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 _check_single_replica()
             names = STATISTICS if self._separate else STATISTICS[:2]
             variables = [getattr(self, name) for name in names]
-            # The last one that is assigned is never to be put back.
-            before = [*map(value_of, variables[:-1]), variables[-1].value]
+            recomputed = bridge.is_recomputed()
+            if recomputed and self._reference is not None:
+                # The statistics have moved since, and were corrected against as they were.
+                before = self._reference
+            elif self.renorm:
+                before = list(map(value_of, variables))
+            else:
+                # The last one that is assigned is never to be put back.
+                before = [*map(value_of, variables[:-1]), variables[-1].value]
             given |= dict(zip(names, before, strict=True))
             if mask is not None:
                 given["mask"] = mask
@@ -228,7 +237,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 given |= self._clipping.inputs(bridge.in_graph)
             results = apply(bridge, TRAINING, given, attributes)
             traced = bridge.is_traced(results[names[0]])
-            assign_all(variables, before, [results[name] for name in names], traced)
+            if not recomputed:
+                assign_all(variables, before, [results[name] for name in names], traced)
+                if self.renorm and not traced:
+                    # Past Keras's tracking of attributes.
+                    self.__dict__["_reference"] = before
         else:
             given |= {name: getattr(self, name).value for name in STATISTICS[:2]}
             results = apply(bridge, INFERENCE, given, attributes)
@@ -236,6 +249,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return results["y"] if dtype == self.compute_dtype else ops.cast(
             results["y"], self.compute_dtype
         )  # fmt: skip
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """The call itself, in a `keras.RematScope` too: it keeps nothing of x's size but x."""
+        return layer_call
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
         # TensorFlow asks for what a layer consists of, when it saves.

@@ -182,8 +182,22 @@ def test_rematerialized():
         remat = convolutional(BatchNormalization)
     for each in (remat, plain):
         fit(each, epochs=1)
-    for old, new in zip(remat.trainable_weights, plain.trainable_weights, strict=True):
+    for old, new in zip(remat.weights, plain.weights, strict=True):
         np.testing.assert_allclose(array(old.value), array(new.value), 1e-4, 1e-5)
+
+
+def test_a_layer_rematerialized():
+    """It keeps nothing that could be computed anew, and so runs once."""
+    with keras.RematScope(mode="full"):
+        layer = BatchNormalization(momentum=0.5)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    once = BatchNormalization(momentum=0.5)
+    x = np.random.default_rng(0).normal(2, 3, (16, 6)).astype(np.float32)
+    once(x, training=True)
+    model.compile("sgd", "mse")
+    model.fit(x, x, batch_size=16, epochs=1, verbose=0)
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(array(getattr(layer, name)), array(getattr(once, name)), 1e-6)
 
 
 def test_predict_does_not_move_statistics():

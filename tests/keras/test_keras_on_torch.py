@@ -281,3 +281,31 @@ def test_other_devices_are_refused(monkeypatch):
 
 def test_keras_runs_on_torch():
     assert keras.backend.backend() == "torch"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("renorm", [False, True])
+def test_a_checkpoint_moves_statistics_once(renorm, reentrant):
+    x = np.random.default_rng(0).normal(2, 3, (16, 6)).astype(np.float32)
+    weights = torch.from_numpy(np.random.default_rng(1).normal(size=(16, 6)).astype(np.float32))
+    found = []
+    for checkpointed in (False, True):
+        layer = BatchNormalization(momentum=0.5, renorm=renorm, renorm_momentum=0.5)
+        layer.build((None, 6))
+        given = torch.from_numpy(x).requires_grad_()
+
+        def run(values, layer=layer):
+            # Something after it, for which the forward is run again to the end.
+            return torch.sin(layer(values, training=True)).square()
+
+        for _ in range(2):
+            y = (
+                torch.utils.checkpoint.checkpoint(run, given, use_reentrant=reentrant)
+                if checkpointed
+                else run(given)
+            )
+            (y * weights).sum().backward()
+        gradients = [given.grad, layer.gamma.value.grad, layer.beta.value.grad]
+        found.append([*map(array, gradients), *(array(each.value) for each in layer.weights)])
+    for plain, other in zip(*found, strict=True):
+        np.testing.assert_allclose(plain, other, 1e-6, 1e-6)

@@ -12,6 +12,8 @@ module with
         whether a graph is being traced that may change what `tensor` holds.
     is_traced(tensor) -> bool
         whether `tensor`, a result, stands in a computation that is traced, and has no value yet.
+    is_recomputed() -> bool
+        whether a forward runs a second time, for a backward that kept nothing of the first.
     paths() -> dict
         what computes, and why, by the place that tensors are in; see `numbabn.keras.details`.
     SUPPORTS_JIT

@@ -33,6 +33,11 @@ def is_traced(tensor: Any) -> bool:
     return False
 
 
+def is_recomputed() -> bool:
+    """Whether a forward runs once more, for a backward: nothing tells here."""
+    return False
+
+
 def paths() -> dict[str, str]:
     """What computes, and why, by the place that tensors are in."""
     return {

@@ -63,6 +63,11 @@ def in_graph(tensor: Any) -> bool:
 is_traced = in_graph  # There, nothing has a value yet.
 
 
+def is_recomputed() -> bool:
+    """Whether a forward runs once more, for a backward: nothing tells here."""
+    return False
+
+
 def paths() -> dict[str, str]:
     """What computes, and why, by the place that tensors are in."""
     reason = compiled.why_unavailable()

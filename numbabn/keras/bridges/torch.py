@@ -70,6 +70,11 @@ def is_traced(tensor: Any) -> bool:
     return in_program()
 
 
+def is_recomputed() -> bool:
+    """Whether a forward runs within a backward: once more, for one that was checkpointed."""
+    return not is_compiling() and bool(torch._C._current_graph_task_id() != -1)
+
+
 def paths() -> dict[str, str]:
     """What computes, and why, by the place that tensors are in."""
     reason = why_unavailable()
