@@ -47,3 +47,4 @@ class Moving(NamedTuple):
     moved: tuple[Any, ...]  # may be the same arrays
     momentum: float
     renorm_momentum: float | None
+    skip_nonfinite: bool  # whether statistics that are infinite or NaN move nothing

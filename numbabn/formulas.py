@@ -153,6 +153,14 @@ def element_dx(dy, x, c, on):
     return scaled(where(on, inside, dy), c, on)
 
 
+def is_followed(count, mean, variance, skip_nonfinite):
+    """Whether statistics are to be followed: those of nothing are not, and others may be left out.
+
+    skip_nonfinite: whether those that are infinite or NaN are left out
+    """
+    return count > 0 and (not skip_nonfinite or (mean - mean) + (variance - variance) == 0)
+
+
 def moving_average(moving, batch, momentum):
     """moving · momentum + batch · (1 − momentum); numbers or arrays."""
     return moving * momentum + batch * (1 - momentum)

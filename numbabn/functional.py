@@ -434,6 +434,7 @@ def train(
             tuple(canonical for _, canonical, _ in moved.values()),
             statistics.momentum,
             statistics.renorm_momentum if statistics.separate else None,
+            statistics.skip_nonfinite,
         ),
         y[1], saved,
     )  # fmt: skip

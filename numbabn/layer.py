@@ -76,6 +76,8 @@ class BatchNormalization:
         dtype: of the parameters, "float32" or "float64"; None follows the first input:
             float64 for float64, float32 for all others.
         reuse_outputs: whether y and dx are written into arrays that the layer keeps; see below.
+        skip_nonfinite: whether a channel's moving statistics stay as they were where the batch's
+            are infinite or NaN, as after a NaN in x that no mask hides. y is NaN there anyway.
 
     Attributes:
         gamma, beta, moving_mean, moving_variance, moving_stddev, renorm_mean,
@@ -135,6 +137,7 @@ class BatchNormalization:
         renorm_momentum: float | None = 0.99,
         dtype: Any = None,
         reuse_outputs: bool = False,
+        skip_nonfinite: bool = False,
     ) -> None:
         plain = plain_axis(axis)
         self.axis = plain if isinstance(plain, int) else list(plain)
@@ -149,6 +152,7 @@ class BatchNormalization:
         )
         self.dtype = None if dtype is None else _parameter_dtype(dtype)
         self.reuse_outputs = bool(reuse_outputs)
+        self.skip_nonfinite = bool(skip_nonfinite)
         self.trainable = True
         self.gradients: dict[str, Array] = {}
         self._weights: dict[str, Array] = {}
@@ -180,6 +184,7 @@ class BatchNormalization:
         """What a training step moves."""
         return MovingStatistics(
             arrays, self.momentum, self.renorm, self.renorm_momentum, self.renorm_clipping,
+            self.skip_nonfinite,
             moved=arrays if self._place.library.moves_in_place else None,
         )  # fmt: skip
 
@@ -365,6 +370,7 @@ class BatchNormalization:
             "renorm_momentum": self.renorm_momentum,
             "dtype": None if self.dtype is None else self.dtype.name,
             "reuse_outputs": self.reuse_outputs,
+            "skip_nonfinite": self.skip_nonfinite,
         }
 
     @classmethod

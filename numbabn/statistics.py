@@ -115,6 +115,7 @@ class MovingStatistics:
     renorm: bool
     renorm_momentum: float | None  # None to correct against the moving mean and variance
     clipping: RenormClipping
+    skip_nonfinite: bool = False  # whether a batch's that are infinite or NaN move nothing
     moved: dict[str, Array] | None = None  # where they go, `arrays` itself included; None for new
 
     @property

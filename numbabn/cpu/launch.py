@@ -214,13 +214,13 @@ def mark(source, target):
     target[...] = source != 0
 
 
-def _move_rows(moving, moved, saved, epsilon, momentum, renorm_momentum):
+def _move_rows(moving, moved, saved, epsilon, momentum, renorm_momentum, skip_nonfinite):
     """Move statistics that are arrays, by way of a table; `moving` and `moved` are tuples."""
     table = np.empty((len(moving), saved.shape[1]))
     for row in range(len(moving)):
         for channel in range(saved.shape[1]):
             table[row, channel] = moving[row][channel]
-    move_statistics(table, saved, epsilon, momentum, renorm_momentum)
+    move_statistics(table, saved, epsilon, momentum, renorm_momentum, skip_nonfinite)
     for row in range(len(moving)):
         for channel in range(saved.shape[1]):
             moved[row][channel] = table[row, channel]
@@ -233,8 +233,8 @@ _moved_rows = kernel(
 
 
 def _move(moving, saved, epsilon):
-    statistics, moved, momentum, renorm_momentum = moving
-    _moved_rows(statistics, moved, saved, epsilon, momentum, renorm_momentum or 0.0)
+    statistics, moved, momentum, renorm_momentum, skip_nonfinite = moving
+    _moved_rows(statistics, moved, saved, epsilon, momentum, renorm_momentum or 0.0, skip_nonfinite)
 
 
 # `per_channel`, in the scratch of a call: `places` has it after the numbers, whatever the cut.

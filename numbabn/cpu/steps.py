@@ -62,6 +62,7 @@ renorm_r_d = exact(formulas.renorm_r_d)
 scale_shift = exact(formulas.scale_shift)
 parameter_gradients = exact(formulas.parameter_gradients)
 input_gradient = exact(formulas.input_gradient)
+is_followed = exact(formulas.is_followed)
 moving_average = exact(formulas.moving_average)
 variance_from_stddev = exact(formulas.variance_from_stddev)
 
@@ -444,15 +445,15 @@ def renorm_corrections(
         )  # fmt: skip
 
 
-def move_statistics(moving, saved, epsilon, momentum, renorm_momentum):
-    """Move statistics to those of a batch; a channel without a single element has none.
+def move_statistics(moving, saved, epsilon, momentum, renorm_momentum, skip_nonfinite):
+    """Move statistics to those of a batch, where these count: see `formulas.is_followed`.
 
     moving: (2, channels) float64, mean and variance; or (5, channels): then stddev, which the
         variance follows, renorm mean and renorm stddev besides
     """
     for channel in range(saved.shape[1]):
-        if saved[COUNT, channel] > 0:
-            mean, variance = saved[MEAN, channel], saved[VARIANCE, channel]
+        mean, variance = saved[MEAN, channel], saved[VARIANCE, channel]
+        if is_followed(saved[COUNT, channel], mean, variance, skip_nonfinite):
             moving[0, channel] = moving_average(moving[0, channel], mean, momentum)
             if moving.shape[0] == 2:
                 moving[1, channel] = moving_average(moving[1, channel], variance, momentum)

@@ -60,6 +60,7 @@ variance_of = device_function(formulas.variance_of)
 renorm_r_d = device_function(formulas.renorm_r_d)
 parameter_gradients = device_function(formulas.parameter_gradients)
 input_gradient = device_function(formulas.input_gradient)
+is_followed = device_function(formulas.is_followed)
 moving_average = device_function(formulas.moving_average)
 variance_from_stddev = device_function(formulas.variance_from_stddev)
 
@@ -77,6 +78,7 @@ class Correction(NamedTuple):
     dmax: float = 0.0
     momentum: float = 0.0
     renorm_momentum: float = -1.0
+    skip_nonfinite: float = 0.0  # or 1
 
 
 class Fold(NamedTuple):
@@ -159,7 +161,9 @@ def move_statistics(count, mean, variance, channel, moving, kind, correction):
                 where they go; the last three of both are not there without renorm of its own
     """
     # A channel without a single element has nothing to move to: it keeps all of its values.
-    moves = count > 0
+    moves = is_followed(count, mean, variance, correction.skip_nonfinite != 0.0)
+    # NaN is NaN with a share of 0 too.
+    mean, variance = mean if moves else 0.0, variance if moves else 0.0
     share = correction.momentum if moves else 1.0
     moved = moving_average(parameter(moving[0], kind, channel), mean, share)
     old = parameter(moving[1], kind, channel)

@@ -406,5 +406,7 @@ def _moving(
         *map(argument, moving.statistics), *missing, *map(argument, moving.moved), *missing,
     )  # fmt: skip
     renorm_momentum = -1.0 if moving.renorm_momentum is None else moving.renorm_momentum
-    correction = folds.Correction(epsilon, way, *limits, moving.momentum, renorm_momentum)
+    correction = folds.Correction(
+        epsilon, way, *limits, moving.momentum, renorm_momentum, float(moving.skip_nonfinite)
+    )
     return memory, elements.KINDS[moving.statistics[0].dtype.name], correction

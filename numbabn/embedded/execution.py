@@ -228,6 +228,9 @@ def _move(plan, operands, results, per_channel, moving, epsilon):
         memory.read_floats(operands[plan[AT.moving_mean + k]], moving[k])
     momentum = memory.double(plan[AT.momentum])
     renorm_momentum = memory.double(plan[AT.renorm_momentum])
-    _move_statistics(moving[:count], per_channel, epsilon, momentum, renorm_momentum)
+    skip_nonfinite = memory.double(plan[AT.skip_nonfinite]) != 0.0
+    _move_statistics(
+        moving[:count], per_channel, epsilon, momentum, renorm_momentum, skip_nonfinite
+    )
     for k in range(count):
         memory.write_floats(results[plan[AT.new_moving_mean + k]], moving[k])

@@ -61,6 +61,7 @@ class Attributes:
     momentum: float
     renorm: bool
     renorm_momentum: float | None
+    skip_nonfinite: bool = False
 
 
 # With these `normalize` gives x back, by statistics of 0.

@@ -43,7 +43,7 @@ _HEAD = (
     # Places of the steps in their table, or -1.
     *("prepare", "measure", "combine", "apply"),
     # The bits of float64.
-    *("epsilon", "momentum", "renorm_momentum"),
+    *("epsilon", "momentum", "renorm_momentum", "skip_nonfinite"),
     # Indices of operands, then of results, or -1.
     *OPERANDS,
     *dict.fromkeys(_RESULTS.values()),
@@ -113,7 +113,10 @@ def make_plan(run, geometry, attributes, operands, results):
     places = {name: index for index, name in enumerate(operands)}
     places.setdefault("dy", places["x"])
     places |= {_RESULTS[name]: index for index, name in enumerate(results)}
-    numbers = (attributes.epsilon, attributes.momentum, attributes.renorm_momentum or 0.0)
+    numbers = (
+        attributes.epsilon, attributes.momentum, attributes.renorm_momentum or 0.0,
+        float(attributes.skip_nonfinite),
+    )  # fmt: skip
     head = (
         run,
         DTYPES.index(x.dtype.name),

@@ -17,7 +17,7 @@ _BOTH = (_KERAS, BatchNormalization)
 _CHANGES = ("renorm", "renorm_clipping", "renorm_momentum", "momentum", "epsilon")
 # What differs between two layers of which one becomes the other, and what numbabn's has alone.
 _SETTINGS = ("axis", *_CHANGES, "supports_jit")
-_OWN = ("_bridge_name", "_clipping", "_reference")
+_OWN = ("skip_nonfinite", "_bridge_name", "_clipping", "_reference")
 
 
 def convert(
@@ -120,6 +120,7 @@ class _Exchange:
                     "and keras.layers.BatchNormalization takes one axis"
                 )
             config["axis"] = config["axis"][0]
+        config.pop("skip_nonfinite", None)
         if config["renorm_momentum"] is None:
             if config["renorm"]:
                 raise ValueError(

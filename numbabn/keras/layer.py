@@ -59,6 +59,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             (JAX may still be computing a step when Python goes on: wait for its results.)
         renorm_momentum: of the reference, in [0, 1]; None to share the moving statistics.
         synchronized: as in Keras, with TensorFlow only; several replicas are refused.
+        skip_nonfinite: whether a channel's moving statistics stay as they were where the batch's
+            are infinite or NaN, as after a NaN in `inputs` that no mask hides. The output is NaN
+            there all the same.
         **kwargs: of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -100,6 +103,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         renorm_clipping: Any = None,
         renorm_momentum: float | None = 0.99,
         synchronized: bool = False,
+        skip_nonfinite: bool = False,
         **kwargs: Any,
     ) -> None:
         plain = plain_axis(axis)
@@ -128,6 +132,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             **kwargs,
         )
         self.axis = plain
+        self.skip_nonfinite = bool(skip_nonfinite)
         self.renorm_clipping = renorm_clipping
         self._bridge_name = keras.backend.backend()
         self.supports_jit = bridge_of(self._bridge_name).SUPPORTS_JIT
@@ -215,6 +220,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.momentum,
             self.renorm,
             self.renorm_momentum,
+            self.skip_nonfinite,
         )
         if training and self.trainable:
             if self.synchronized:
@@ -268,7 +274,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """The arguments of the constructor, JSON-able; limits as they are at this moment."""
         axis = self.axis if isinstance(self.axis, int) else [int(each) for each in self.axis]
         clipping = self._clipping.values() if self._clipping.given else None
-        return {**super().get_config(), "axis": axis, "renorm_clipping": clipping}
+        own = {
+            "axis": axis, "renorm_clipping": clipping, "skip_nonfinite": self.skip_nonfinite,
+        }  # fmt: skip
+        return {**super().get_config(), **own}
 
 
 def _cloned(initializer: Any) -> Any:

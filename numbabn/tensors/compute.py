@@ -57,6 +57,7 @@ def _forward(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: In
             attributes.renorm,
             attributes.renorm_momentum,
             RenormClipping(*(float(to_host(inputs[name])) for name in LIMITS if name in inputs)),
+            attributes.skip_nonfinite,
             {name: outputs[name] for name in STATISTICS if name in outputs} or None,
         ),
         axis=attributes.axis,

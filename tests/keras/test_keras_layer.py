@@ -443,3 +443,20 @@ def test_initializers_regularizers_constraints():
     }  # fmt: skip
     assert float(array(layer.losses[0])) == 6.0
     assert layer.beta.constraint is not None
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("renorm", [False, True])
+def test_statistics_that_are_not_finite_are_skipped_on_request(renorm, mode):
+    layer = BatchNormalization(renorm=renorm, momentum=0.9, skip_nonfinite=True)
+    layer = BatchNormalization.from_config(layer.get_config())
+    layer.build((8, 5))
+    x = np.random.default_rng(0).normal(2.0, 3.0, (8, 5)).astype(np.float32)
+    before = weights_of(layer)
+    x[2, 1], x[3, 4] = np.nan, np.inf
+    step(layer, x, np.ones_like(x), mode=mode)
+    for name, values in weights_of(layer).items():
+        assert np.isfinite(values).all()
+        np.testing.assert_array_equal(values[[1, 4]], before[name][[1, 4]])
+        if name not in ("gamma", "beta"):
+            assert (values[[0, 2, 3]] != before[name][[0, 2, 3]]).all()

@@ -696,3 +696,27 @@ def test_to_forgets_reused_outputs(device):
     assert all(owner() is not None for owner in owners)
     layer.to(device)
     assert all(owner() is None for owner in owners)
+
+
+@pytest.mark.parametrize("renorm_momentum", [None, 0.9])
+@pytest.mark.parametrize("renorm", [False, True])
+def test_statistics_that_are_not_finite_are_skipped_on_request(renorm, renorm_momentum, rng):
+    x = rng.normal(2.0, 3.0, (8, 5)).astype(np.float32)
+    spoiled = x.copy()
+    spoiled[2, 1], spoiled[3, 4] = np.nan, np.inf
+    options = {"renorm": renorm, "renorm_momentum": renorm_momentum, "momentum": 0.9}
+    found = {}
+    for skips in (False, True):
+        layer = numbabn.BatchNormalization(**options, skip_nonfinite=skips)
+        y = get(layer(put(x), training=True))
+        before = {name: get(each).copy() for name, each in layer.weights.items()}
+        assert not np.isfinite(get(layer(put(spoiled), training=True))[:, [1, 4]]).all()
+        found[skips] = {name: get(each).copy() for name, each in layer.weights.items()}
+    assert np.isfinite(y).all()
+    for name, values in found[True].items():
+        expected = found[False][name].copy()
+        if name not in ("gamma", "beta"):
+            assert not np.isfinite(expected[[1, 4]]).any()
+            assert (expected[[0, 2, 3]] != before[name][[0, 2, 3]]).all()
+            expected[[1, 4]] = before[name][[1, 4]]
+        np.testing.assert_array_equal(values, expected)
