@@ -121,6 +121,15 @@ def check_momentum(momentum: Any, name: str) -> float:
     return number
 
 
+def checked_setting(name: str, value: Any) -> Any:
+    """`value` as a layer has its attribute `name`; raises where it cannot be."""
+    if name == "epsilon":
+        return check_epsilon(value)
+    if name == "momentum" or (name == "renorm_momentum" and value is not None):
+        return check_momentum(value, name)
+    return value
+
+
 def _number(value: Any, name: str, expected: str) -> float:
     try:
         if isinstance(value, (str, bytes)):

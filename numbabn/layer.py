@@ -10,7 +10,7 @@ import numpy as np
 
 from .arrays import Array, Described
 from .arrays.numpy import HOST
-from .checks import check_epsilon, check_floats, check_momentum
+from .checks import check_floats, checked_setting
 from .files import read_weights, write_weights
 from .functional import Saved, batch_norm_backward, normalize, normalize_backward, train
 from .layout import Axis, layout_of, plain_axis
@@ -141,15 +141,13 @@ class BatchNormalization:
     ) -> None:
         plain = plain_axis(axis)
         self.axis = plain if isinstance(plain, int) else list(plain)
-        self.momentum = check_momentum(momentum, "momentum")
-        self.epsilon = check_epsilon(epsilon)
+        self.momentum = momentum
+        self.epsilon = epsilon
         self.center = bool(center)
         self.scale = bool(scale)
         self.renorm = bool(renorm)
         self.renorm_clipping = renorm_clipping
-        self.renorm_momentum = (
-            None if renorm_momentum is None else check_momentum(renorm_momentum, "renorm_momentum")
-        )
+        self.renorm_momentum = renorm_momentum
         self.dtype = None if dtype is None else _parameter_dtype(dtype)
         self.reuse_outputs = bool(reuse_outputs)
         self.skip_nonfinite = bool(skip_nonfinite)
@@ -161,6 +159,10 @@ class BatchNormalization:
         self._taped: tuple[Array, Saved | None] | None = None
         # With `reuse_outputs`, "y" and "dx".
         self._outputs = KeptOutputs()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # As in the constructor, whenever one is changed.
+        super().__setattr__(name, checked_setting(name, value))
 
     @property
     def renorm_clipping(self) -> RenormClipping:

@@ -27,7 +27,7 @@ class NumPy(Library):
             _refuse_device(array, name)
             raise TypeError(
                 f"{name} must be a NumPy array or an array on a CUDA device, "
-                f"got {type(array).__name__}"
+                f"got {type(array).__name__}{_what_to_pass(array, name)}"
             )
         # MaskedArray is an ndarray; to go on without its mask would be silently wrong.
         if isinstance(array, np.ma.MaskedArray):
@@ -35,6 +35,9 @@ class NumPy(Library):
                 f"{name} must not be a masked array: pass {name}.data, and mask=~{name}.mask "
                 "(True is on)"
             )
+        # All that is made of one is a matrix again, of two axes.
+        if isinstance(array, np.matrix):
+            raise TypeError(f"{name} must not be an np.matrix: pass np.asarray({name})")
         return array
 
     def out(self, array: Any, like: Any) -> NDArray[Any]:
@@ -156,10 +159,43 @@ def _refuse_device(values: Any, name: str) -> None:
         )
 
 
+def _what_to_pass(values: Any, name: str) -> str:
+    """The one call that makes a NumPy array of an array of another library, if there is one."""
+    library = type(values).__module__.split(".")[0]
+    call = ""
+    if isinstance(values, (list, tuple)):
+        call = f"np.asarray({name}, np.float32)"
+    elif library == "torch":
+        detached = f"{name}.detach()" if values.requires_grad else name
+        # NumPy has no bfloat16 of its own.
+        wide = ".float()" if str(values.dtype) == "torch.bfloat16" else ""
+        call = f"{detached}{wide}.numpy()"
+    elif library == "pandas":
+        call = f"{name}.to_numpy(np.float32)"
+    elif hasattr(values, "__array__"):
+        call = f"np.asarray({name})"
+    return f": pass {call}" if call else ""
+
+
 def _host_array(values: Any, name: str) -> NDArray[Any]:
+    if type(values) is np.ndarray:
+        return values
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose own mask would be lost: pass "
+            f"{name}.filled(0)"
+        )
     if not isinstance(values, np.ndarray):
         _refuse_device(values, name)
-    return np.asarray(values)
+        if getattr(values, "requires_grad", False) is True:
+            raise TypeError(
+                f"{name} requires a gradient, which nothing here passes on to it: pass "
+                f"{name}.detach()"
+            )
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array, and cannot be made one: {error}") from error
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from ..channels import STATISTICS
-from ..checks import FLOATS, check_epsilon, check_momentum
+from ..checks import FLOATS, checked_setting
 from ..embedded.operations import Attributes
 from ..layout import Axis, channel_axes, plain_axis
 from .assignment import assign_all, value_of
@@ -103,6 +103,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         renorm_clipping: Any = None,
         renorm_momentum: float | None = 0.99,
         synchronized: bool = False,
+        *,
         skip_nonfinite: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -110,8 +111,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().__init__(
             # Keras's constructor takes a number only; a list takes its place below.
             axis=plain if isinstance(plain, int) else -1,
-            momentum=check_momentum(momentum, "momentum"),
-            epsilon=check_epsilon(epsilon),
+            momentum=checked_setting("momentum", momentum),
+            epsilon=checked_setting("epsilon", epsilon),
             center=center,
             scale=scale,
             beta_initializer=beta_initializer,
@@ -123,11 +124,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             renorm=renorm,
-            renorm_momentum=(
-                None
-                if renorm_momentum is None
-                else check_momentum(renorm_momentum, "renorm_momentum")
-            ),
+            renorm_momentum=checked_setting("renorm_momentum", renorm_momentum),
             synchronized=synchronized,
             **kwargs,
         )
@@ -155,7 +152,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             # Past Keras's tracking of attributes, see `Clipping`.
             object.__setattr__(self, name, value)
         else:
-            super().__setattr__(name, value)
+            # As in the constructor, whenever one is changed.
+            super().__setattr__(name, checked_setting(name, value))
 
     @property
     def _separate(self) -> bool:

@@ -5,8 +5,9 @@ import importlib.util
 import numpy as np
 import pytest
 
+import numbabn
 import reference
-from arrays import make_case
+from arrays import make_case, raises
 from devices import backward, forward
 
 if importlib.util.find_spec("torch") is None:
@@ -61,3 +62,21 @@ def test_torch_batch_norm_gives_the_same():
     for actual, wanted in zip(results, (witness, x.grad, gamma.grad, beta.grad), strict=True):
         # Both sides are rounded to float32, of terms up to 10.
         np.testing.assert_allclose(actual, wanted.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tensor_is_refused_with_the_call_that_makes_an_array():
+    x, gamma = torch.ones(4, 3), torch.ones(3, requires_grad=True)
+    refused = "x must be a NumPy array or an array on a CUDA device, got Tensor: pass x"
+    with raises(TypeError, f"{refused}.numpy()"):
+        numbabn.batch_statistics(x)
+    with raises(TypeError, f"{refused}.float().numpy()"):
+        numbabn.batch_statistics(x.bfloat16())
+    with raises(TypeError, f"{refused}.detach().numpy()"):
+        numbabn.batch_statistics(x.requires_grad_())
+    with raises(
+        TypeError,
+        "gamma requires a gradient, which nothing here passes on to it: pass gamma.detach()",
+    ):
+        numbabn.batch_norm_forward(x.detach().numpy(), gamma)
+    y, _ = numbabn.batch_norm_forward(x.detach().numpy(), gamma.detach())
+    assert y.shape == (4, 3)

@@ -265,7 +265,7 @@ def test_libraries_do_not_mix():
             numbabn.batch_norm_forward(x, **{name: wrong})
     with raises(TypeError, not_of_torch("gamma", "Tensor")):
         numbabn.batch_norm_forward(x, gamma.cpu())
-    wanted = "x must be a NumPy array or an array on a CUDA device, got Tensor"
+    wanted = "x must be a NumPy array or an array on a CUDA device, got Tensor: pass x.numpy()"
     with raises(TypeError, wanted):
         numbabn.batch_norm_forward(x.cpu())
     _, saved = numbabn.batch_norm_forward(x, gamma, beta)

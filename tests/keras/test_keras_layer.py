@@ -422,9 +422,10 @@ def test_keras_arguments_in_keras_order():
         list(inspect.signature(layer.__init__).parameters.values())
         for layer in (BatchNormalization, keras.layers.BatchNormalization)
     )
-    assert [(each.name, each.default) for each in ours] == [
+    assert [(each.name, each.default) for each in ours if each.kind != each.KEYWORD_ONLY] == [
         (each.name, each.default) for each in keras_own
     ]
+    assert [each.name for each in ours if each.kind == each.KEYWORD_ONLY] == ["skip_nonfinite"]
     assert issubclass(BatchNormalization, keras.layers.BatchNormalization)
 
 
@@ -460,3 +461,17 @@ def test_statistics_that_are_not_finite_are_skipped_on_request(renorm, mode):
         np.testing.assert_array_equal(values[[1, 4]], before[name][[1, 4]])
         if name not in ("gamma", "beta"):
             assert (values[[0, 2, 3]] != before[name][[0, 2, 3]]).all()
+
+
+@on_one_backend
+def test_settings_are_checked_when_they_are_changed():
+    layer = BatchNormalization()
+    for name, value, expected in (
+        ("momentum", 5, "a number from 0 to 1"),
+        ("renorm_momentum", -1, "a number from 0 to 1"),
+        ("epsilon", -1, "a finite number of at least 0"),
+    ):
+        before = getattr(layer, name)
+        with pytest.raises(ValueError, match=rf"^{name} must be {expected}, got {value}$"):
+            setattr(layer, name, value)
+        assert getattr(layer, name) == before

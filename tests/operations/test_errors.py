@@ -297,6 +297,7 @@ EVERYWHERE = {
         ],
         "momentum must be a number from 0 to 1, got 1.5": [
             lambda g: layer(momentum=1.5),
+            lambda g: setattr(g.layer, "momentum", 1.5),
         ],
         "momentum must be a number from 0 to 1, got -0.1": [
             lambda g: layer(momentum=-0.1),
@@ -306,9 +307,11 @@ EVERYWHERE = {
         ],
         "renorm_momentum must be a number from 0 to 1, got 2": [
             lambda g: layer(renorm_momentum=2),
+            lambda g: setattr(g.layer, "renorm_momentum", 2),
         ],
         "epsilon must be a finite number of at least 0, got -1": [
             lambda g: layer(epsilon=-1),
+            lambda g: setattr(g.layer, "epsilon", -1),
         ],
         "renorm clipping: rmax should be at least rmin, got rmin=1.0 and rmax=0.5": [
             lambda g: layer(renorm=True, renorm_clipping={"rmax": 0.5, "rmin": 1.0}),
@@ -435,11 +438,34 @@ EVERYWHERE = {
     },
 }
 
+READABLE = type("Readable", (), {"__array__": lambda self: X})()
+FRAME = type("Frame", (), {"__module__": "pandas.core.frame"})()
 ELSEWHERE = SimpleNamespace(__cuda_array_interface__={})
 IN_NUMPY = {
     TypeError: {
-        "x must be a NumPy array or an array on a CUDA device, got list": [
+        "x must be a NumPy array or an array on a CUDA device, got list: pass "
+        "np.asarray(x, np.float32)": [
             lambda g: statistics(g, x=[[1.0, 2.0]]),
+            lambda g: statistics(g, x=[[1.0, 2.0], [3.0]]),
+        ],
+        "x must be a NumPy array or an array on a CUDA device, got Frame: pass "
+        "x.to_numpy(np.float32)": [
+            lambda g: statistics(g, x=FRAME),
+        ],
+        "x must be a NumPy array or an array on a CUDA device, got Readable: pass np.asarray(x)": [
+            lambda g: statistics(g, x=READABLE),
+        ],
+        "x must be a NumPy array or an array on a CUDA device, got SimpleNamespace": [
+            lambda g: statistics(g, x=SimpleNamespace()),
+        ],
+        "x must not be an np.matrix: pass np.asarray(x)": [
+            lambda g: statistics(g, x=np.ones((2, 3)).view(np.matrix)),
+        ],
+        "mask must not be a masked array, whose own mask would be lost: pass mask.filled(0)": [
+            lambda g: forward(g, mask=np.ma.masked_array(np.ones((4, 3), bool))),
+        ],
+        "gamma must not be a masked array, whose own mask would be lost: pass gamma.filled(0)": [
+            lambda g: forward(g, gamma=np.ma.masked_array(np.ones(5))),
         ],
         "x must not be a masked array: pass x.data, and mask=~x.mask (True is on)": [
             lambda g: statistics(g, x=np.ma.masked_array(g.x)),
@@ -483,7 +509,8 @@ IN_NUMPY = {
         "out must be a NumPy array, got list": [
             lambda g: normalize(g, out=[1.0]),
         ],
-        "dy must be a NumPy array or an array on a CUDA device, got list": [
+        "dy must be a NumPy array or an array on a CUDA device, got list: pass "
+        "np.asarray(dy, np.float32)": [
             lambda g: backward(g, dy=g.dy.tolist()),
         ],
         "mean must hold real numbers, got str32": [
