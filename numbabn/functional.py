@@ -146,7 +146,7 @@ def normalize(
         x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
             NumPy array, or one on a CUDA device.
         mean, variance: one value a channel: ``(channels,)``, or for a list of several axes
-            the rank of `x` with 1 on every reduced axis.
+            the rank of `x` with 1 on every reduced axis. Off a device a number serves for all.
         gamma, beta: as `mean`; None for 1 and 0. On a device all four are arrays of floats.
         axis: the channel axis, or a list of them.
         epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.
@@ -164,10 +164,33 @@ def normalize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
+    return normalized(
+        x, mean, variance, gamma, beta, axis=axis, epsilon=epsilon, out=out, checked=False
+    )
+
+
+def normalized(
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    axis: Axis,
+    epsilon: float,
+    out: Array | None,
+    checked: bool = True,
+) -> Array:
+    """:func:`normalize` for layers.
+
+    checked: whether the variance is known not to be negative
+    """
     epsilon = checks.check_epsilon(epsilon)
     operands = Operands(x, axis)
     flat_mean = operands.parameter(mean, "mean")
     flat_variance = operands.parameter(variance, "variance")
+    if not checked:
+        operands.library.check_not_negative(flat_variance, "variance")
     parameters = operands.parameters(gamma, beta)
     if out is not None:
         inputs = {"x": x, "mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
@@ -216,7 +239,9 @@ def normalize_backward(
     >>> dx.ravel(), dgamma, dbeta
     (array([2., 2.]), array([0.]), array([2.]))
     """
-    return gradients_of_normalize(dy, x, mean, variance, gamma, axis=axis, epsilon=epsilon, out=out)
+    return gradients_of_normalize(
+        dy, x, mean, variance, gamma, axis=axis, epsilon=epsilon, out=out, checked=False
+    )
 
 
 def gradients_of_normalize(
@@ -231,18 +256,22 @@ def gradients_of_normalize(
     with_dx: bool = True,
     with_parameters: bool = True,
     out: Array | None = None,
+    checked: bool = True,
 ) -> tuple[Array, Array, Array]:
-    """:func:`normalize_backward` for the adapters.
+    """:func:`normalize_backward` for layers.
 
     Args:
         with_dx: False where dx is not to be computed; it is None then.
         with_parameters: False where dgamma and dbeta are not; they are None then, and so may
             `x` be, which dx does not depend on.
+        checked: whether the variance is known not to be negative.
     """
     epsilon = checks.check_epsilon(epsilon)
     operands = Operands(x if with_parameters else dy, axis)
     flat_mean = operands.parameter(mean, "mean")
     flat_variance = operands.parameter(variance, "variance")
+    if not checked:
+        operands.library.check_not_negative(flat_variance, "variance")
     flat_gamma = None if gamma is None else operands.parameter(gamma, "gamma")
     saved = operands.table(SAVED)
     operands.launch.constants(flat_mean, flat_variance, flat_gamma, saved)
@@ -300,6 +329,8 @@ def renorm_correction(
             ("renorm_stddev", renorm_stddev),
         )
     )
+    library.check_not_negative(flat_variance, "variance")
+    library.check_not_negative(reference_stddev, "renorm_stddev")
     reference = Reference(reference_mean, reference_stddev, False, limits)
     corrections = library.empty((2, first.size), np.float64, first)
     launchers_of(library).renorm_correction(
@@ -335,8 +366,8 @@ def batch_norm_forward(
         x: float16, bfloat16, float32 or float64 of rank 2 or more, in any memory order: a
             NumPy array, or one on a CUDA device.
         gamma, beta: one value a channel: ``(channels,)``, or for a list of several axes
-            the rank of `x` with 1 on every reduced axis; None for 1 and 0. On a device they
-            are arrays of floats, as the reference is.
+            the rank of `x` with 1 on every reduced axis; None for 1 and 0. Off a device a
+            number serves for all channels; on one they are arrays of floats, as the reference is.
         axis: the channel axis, or a list of them.
         mask: as for :func:`batch_statistics`.
         epsilon: added to the variance, at least 0. With 0, a variance of 0 divides by zero.

@@ -12,7 +12,7 @@ from .arrays import Array, Described
 from .arrays.numpy import HOST
 from .checks import check_floats, checked_setting
 from .files import read_weights, write_weights
-from .functional import Saved, batch_norm_backward, normalize, normalize_backward, train
+from .functional import Saved, batch_norm_backward, normalize_backward, normalized, train
 from .layout import Axis, layout_of, plain_axis
 from .outputs import KeptOutputs
 from .renorm import RenormClipping
@@ -247,7 +247,7 @@ class BatchNormalization:
         described = self._checked(x)
         inputs = {"x": x, "mask": mask}
         if not (training and self.trainable):
-            y = normalize(
+            y = normalized(
                 x, self.moving_mean, self.moving_variance, self.gamma, self.beta,
                 axis=self.axis, epsilon=self.epsilon,
                 out=self._reusable("y", described, {"x": x}),

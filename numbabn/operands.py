@@ -82,6 +82,8 @@ class Operands:
     def parameter(self, values: Any, name: str) -> Described:
         """Per-channel values as (channels,), in the order that kernels have the channels."""
         described = self.library.parameter(values, name, self.x)
+        if described.shape == () and isinstance(described, np.ndarray):
+            return np.full((self.channels,), described)
         if described.shape != self.layout.channel_shape:
             raise checks.channel_shape(name, self.layout.channel_shape, described.shape)
         if described.ndim == 1:

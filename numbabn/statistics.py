@@ -30,7 +30,7 @@ class BatchStatistics:
 
     Raises:
         TypeError: something other than real numbers.
-        ValueError: the shapes differ, or a count is negative.
+        ValueError: the shapes differ, or a count or a variance is negative.
 
     >>> import numpy as np
     >>> parts = np.split(np.arange(12.0).reshape(6, 2), [1, 4])
@@ -51,6 +51,7 @@ class BatchStatistics:
             "variance": library.reals(self.variance, "variance", mean),
             "count": library.counts(self.count, mean),
         }
+        library.check_not_negative(described["variance"], "variance")
         for name, values in described.items():
             object.__setattr__(self, name, library.array(values))
 

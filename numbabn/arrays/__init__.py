@@ -61,6 +61,10 @@ class Library(ABC):
         """Values that kernels read as one float a channel, of any shape."""
 
     @abstractmethod
+    def check_not_negative(self, described: Described, name: str) -> None:
+        """Raise ValueError where a value is negative, unless a device would be waited for."""
+
+    @abstractmethod
     def reals(self, values: Any, name: str, like: Described | None) -> Described:
         """Values of the shape of `like`, in float64 where that takes no launch."""
 

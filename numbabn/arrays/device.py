@@ -261,6 +261,9 @@ class OnDevice(Library):
             raise TypeError(f"{name} must hold floats, got {described.dtype.name}")
         return described
 
+    def check_not_negative(self, described: DeviceArray, name: str) -> None:
+        """Nothing: to look at the values would wait for the device."""
+
     def reals(self, values: Any, name: str, like: DeviceArray | None) -> DeviceArray:
         described = self.parameter(values, name, like)
         if like is not None:

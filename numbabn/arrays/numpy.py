@@ -57,6 +57,10 @@ class NumPy(Library):
             raise TypeError(f"{name} must hold real numbers, got {array.dtype.name}")
         return array.astype(np.float64)
 
+    def check_not_negative(self, described: Any, name: str) -> None:
+        if described.size and (least := described.min()) < 0:
+            raise ValueError(f"{name} must not be negative, got {least}")
+
     def reals(self, values: Any, name: str, like: Any) -> NDArray[np.float64]:
         array = self.parameter(values, name, like)
         if like is not None:

@@ -23,7 +23,7 @@ from ..functional import (
     backward_from_saved,
     batch_norm_forward,
     gradients_of_normalize,
-    normalize,
+    normalized,
     train,
 )
 from ..renorm import RenormClipping
@@ -85,7 +85,7 @@ def _backward(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: I
 
 
 def _normalize(inputs: Inputs, attributes: Attributes, wanted: Wanted, outputs: Inputs) -> Arrays:
-    y = normalize(
+    y = normalized(
         inputs["x"],
         inputs["moving_mean"],
         inputs["moving_variance"],

@@ -521,8 +521,15 @@ IN_NUMPY = {
         mask_does_not_fit((), (4, 3, 5)): [
             lambda g: statistics(g, mask=True),
         ],
-        "gamma must have shape (5,), one value for each channel of x, got ()": [
-            lambda g: forward(g, gamma=1.0),
+        "variance must not be negative, got -1.0": [
+            lambda g: normalize(g, variance=np.array([1.0, 0, 2, -1, 3])),
+            lambda g: normalize(g, variance=-1),
+            lambda g: normalize_backward(g, variance=np.full(5, -1.0)),
+            lambda g: correction(g, variance=np.full(5, -1.0)),
+            lambda g: numbabn.BatchStatistics(3, FIVE, np.full(5, -1.0)),
+        ],
+        "renorm_stddev must not be negative, got -1.0": [
+            lambda g: correction(g, renorm_stddev=np.array([1.0, 0, 2, -1, 3])),
         ],
         "renorm_mean must have the shape of mean, (5,), got ()": [
             lambda g: correction(g, renorm_mean=1.0),

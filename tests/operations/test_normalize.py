@@ -101,6 +101,30 @@ def test_results_have_the_memory_order_of_x(memory):
     assert strides_of(y) == strides_of(gradients(case)[0]) == case.x.strides
 
 
+@pytest.mark.only_on("cpu")
+@pytest.mark.parametrize("axis", [1, [0, 2]])
+def test_a_number_serves_for_all_channels(axis, rng):
+    x, dy = rng.normal(size=(2, 4, 3, 5))
+    shape = (3,) if axis == 1 else (4, 1, 5)
+    numbers = {"mean": 0.5, "variance": 2, "gamma": np.float32(3.0), "beta": 1.0}
+    arrays = {name: np.full(shape, float(value)) for name, value in numbers.items()}
+    given = [numbers, arrays]
+    one, other = (numbabn.normalize(x, **each, axis=axis) for each in given)
+    np.testing.assert_array_equal(one, other)
+    for each in given:
+        each.pop("beta")
+    assert_same(*(numbabn.normalize_backward(dy, x, **each, axis=axis) for each in given))
+    for each in given:
+        del each["variance"], each["mean"]
+    ys, saved = zip(
+        *(numbabn.batch_norm_forward(x, **each, axis=axis) for each in given), strict=True
+    )
+    np.testing.assert_array_equal(*ys)
+    found = [numbabn.batch_norm_backward(dy, x, each) for each in saved]
+    assert_same(*found)
+    assert found[0][1].shape == shape
+
+
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("center", [False, True])
 def test_missing_gamma_is_one_and_missing_beta_zero(scale, center):
