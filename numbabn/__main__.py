@@ -2,8 +2,9 @@
 
 import argparse
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from . import __version__
 
@@ -35,10 +36,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only the command that runs is imported: each brings packages that the others need not have.
     command = importlib.import_module(f"{__package__}.commands.{chosen.command}")
     options = argparse.ArgumentParser(
-        prog=f"{parser.prog} {chosen.command}", description=COMMANDS[chosen.command]
+        prog=f"{parser.prog} {chosen.command}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_options(options)
-    status: int = command.run(options.parse_args(chosen.options))
+    return _ended(command.run, options.parse_args(chosen.options))
+
+
+def _ended(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """The exit status of a command; whatever ends one from outside is a sentence, or silence."""
+    try:
+        status = run(options)
+        # Here, where a pipe that was closed is noticed, and not when Python exits.
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130  # as shells have it: 128 and the signal's number
+    except BrokenPipeError:
+        # Whoever read has seen enough, as `head` has. What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError as error:
+        reason = str(error) or "an array is too large"
+        print(f"There is not enough memory: {reason}", file=sys.stderr)
+        return 1
     return status
 
 

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 
 import numbabn
 from numbabn.__main__ import COMMANDS, main
+from numbabn.commands import demo
 from numbabn.commands.extras import load
 from numbabn.commands.table import table
 
@@ -161,3 +164,97 @@ def test_a_table_is_aligned_markdown():
         "| forward | 1.5 |\n"
         "| copy    |  10 |"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--turns", "0"], "argument --turns: must be a whole number of at least 1, got '0'"),
+        (["--turns", "-3"], "argument --turns: must be a whole number of at least 1, got '-3'"),
+        (["--turns", "x"], "argument --turns: must be a whole number of at least 1, got 'x'"),
+        *(
+            (
+                ["--shape", shape],
+                "argument --shape: a shape is two or more lengths of at least 1, as in "
+                f"32,56,56,64, got {shape!r}",
+            )
+            for shape in ("8", "8,a", "8,0", "")
+        ),
+    ],
+)
+def test_bench_refuses_options(options, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *options])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"python -m numbabn bench: error: {message}"
+
+
+def test_bench_refuses_what_is_larger_than_the_memory():
+    pytest.importorskip("tqdm")
+    with pytest.raises(
+        SystemExit,
+        match=r"^--shape 1000000000,1000000 needs 2\.4e\+07 GB of memory, and this machine has "
+        r"[\d.e+]+ GB$",
+    ):
+        main(["bench", "--shape", "1000000000,1000000"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "\nInterrupted.\n"),
+        (MemoryError("cannot hold 8 TB"), 1, "There is not enough memory: cannot hold 8 TB\n"),
+        (MemoryError(), 1, "There is not enough memory: an array is too large\n"),
+    ],
+    ids=["Ctrl-C", "memory", "memory, without a word"],
+)
+def test_what_ends_a_command_is_a_sentence(error, status, message, monkeypatch, capsys):
+    def run(options):
+        raise error
+
+    monkeypatch.setattr("numbabn.commands.info.run", run)
+    assert main(["info"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_reader_that_has_seen_enough():
+    """`info | head -2`, with a pipe that is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        ended = subprocess.run(
+            [sys.executable, "-m", "numbabn", "info"],
+            stdout=pipe, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 141
+    # A framework that `info` asks after may have logged something.
+    assert "BrokenPipe" not in ended.stderr
+
+
+def test_help_says_what_passes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--help"])
+    assert ended.value.code == 0
+    assert "A case passes where its error is at most 2e-6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/demo.png", "cannot be written: No such file or directory"),
+        ("folder.png", "cannot be written: Is a directory"),
+        ("demo.txt", None),
+    ],
+)
+def test_demo_finds_out_first_whether_the_picture_can_be_written(name, message, tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    (tmp_path / "folder.png").mkdir()
+    path = tmp_path / name
+    with pytest.raises(SystemExit) as ended:
+        demo._check_picture(path, pyplot)
+    if message is None:
+        assert str(ended.value).startswith(f"--picture {path} must end in one of .")
+    else:
+        assert str(ended.value) == f"--picture {path} {message}"
+    demo._check_picture(tmp_path / "demo.png", pyplot)
+    assert [each.name for each in tmp_path.iterdir()] == ["folder.png"]

@@ -11,6 +11,8 @@ already; the rows without it, and torch's, allocate their result on every call.
 import argparse
 import importlib
 import importlib.util
+import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +41,21 @@ SETTLE_SECONDS = 0.003
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(length) for length in text.split(","))
+    try:
+        shape = tuple(int(length) for length in text.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(
+            f"a shape is two or more lengths of at least 1, as in 32,56,56,64, got {text!r}"
+        )
+    return shape
+
+
+def _turns(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=["float16", "bfloat16", "float32", "float64"],
         help="(default: %(default)s)",
     )
-    parser.add_argument("--turns", type=int, default=30, help="(default: %(default)s)")
+    parser.add_argument("--turns", type=_turns, default=30, help="(default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
         layouts = [options.layout] if options.layout else list(SHAPES)
         chosen = [(layout, shape) for layout in layouts for shape in SHAPES[layout]]
 
+    for _, shape in chosen:
+        _check_memory(shape, np.dtype(dtype).itemsize)
     torch: Any = None
     if importlib.util.find_spec("torch"):
         torch = importlib.import_module("torch")
@@ -93,6 +111,20 @@ def run(options: argparse.Namespace) -> int:
         print(f"\n{shape} {options.dtype}, {layout.replace('_', '-')}\n")
         print(_table(times))
     return 0
+
+
+def _check_memory(shape: tuple[int, ...], itemsize: int) -> None:
+    """End the program where arrays are larger than the memory: Linux would end it, and others."""
+    if not hasattr(os, "sysconf"):
+        return
+    # x, dy, y, dx, torch's result, and float32 that x and dy are made of.
+    needed = math.prod(shape) * (5 * itemsize + 4)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise SystemExit(
+            f"--shape {','.join(map(str, shape))} needs {needed / 1e9:.3g} GB of memory, and this "
+            f"machine has {there / 1e9:.3g} GB"
+        )
 
 
 def _contenders(shape: tuple[int, ...], layout: str, dtype: Any, torch: Any) -> Contenders:

@@ -3,6 +3,9 @@
 Each case is one dtype, layout, size and kind of mask. The data are off center by several standard
 deviations, and NaN and infinity stand under the mask. An error is the largest difference from the
 float64 result, relative to the largest value of that result where it exceeds one.
+
+A case passes where its error is at most 2e-6 (in float64 1e-9), and in float16 and bfloat16 one
+rounding more. The exit status is 0 where all pass, and 1 with a line for each that does not.
 """
 
 import argparse

@@ -7,6 +7,7 @@ and only the normalization differs. The accuracy is that of inference, with movi
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     progress = load("tqdm", "demo").tqdm
     pyplot = _pyplot()
+    _check_picture(options.picture, pyplot)
     digits = _digits()
 
     started = time.perf_counter()
@@ -118,6 +120,24 @@ def _pyplot() -> Any:
     # Agg draws without a screen; it has to be chosen before pyplot is there.
     load("matplotlib", "demo").use("Agg")
     return load("matplotlib.pyplot", "demo")
+
+
+def _check_picture(path: Path, pyplot: Any) -> None:
+    """End the program where the picture could not be written: now, and not after the training."""
+    known = pyplot.matplotlib.backend_bases.FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise SystemExit(
+            f"--picture {path} must end in one of {', '.join(f'.{each}' for each in sorted(known))}"
+        )
+    try:
+        if path.exists():
+            with path.open("r+b"):
+                pass
+        else:
+            with tempfile.TemporaryFile(dir=path.resolve().parent):
+                pass
+    except OSError as error:
+        raise SystemExit(f"--picture {path} cannot be written: {error.strerror}") from None
 
 
 def _digits() -> Digits:
