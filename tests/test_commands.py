@@ -152,8 +152,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it():
     with pytest.raises(SystemExit) as ended:
         load("no_such_package", "bench")
     assert ended.value.code == (
-        "This command needs no_such_package, which is not installed: install numbabn with the "
-        "extra bench, as numbabn[bench]"
+        "This command needs no_such_package, which is not installed: "
+        "python -m pip install '.[bench]' in a checkout of numbabn brings it"
     )
 
 

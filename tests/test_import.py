@@ -91,3 +91,42 @@ import numbabn
 assert settings() == before
 """
     )
+
+
+INSTALL = "python -m pip install '.[keras]' in a checkout of numbabn brings it"
+
+
+@pytest.mark.parametrize(
+    ("keras", "message"),
+    [
+        (
+            "sys.modules['keras'] = None",
+            f"numbabn.keras needs Keras 3.14 or later, which is not installed: {INSTALL}",
+        ),
+        (
+            "sys.modules['keras'] = types.SimpleNamespace(__version__='3.9.2')",
+            f"numbabn.keras needs Keras 3.14 or later, and 3.9.2 is installed: {INSTALL}",
+        ),
+        (
+            "pathlib.Path('keras.py').write_text('import a_backend')",
+            "numbabn.keras needs a Keras that can be imported, and a_backend is missing, which its "
+            "backend may be: install that, or set the environment variable KERAS_BACKEND to one "
+            "that is installed, of torch, tensorflow, jax and numpy",
+        ),
+    ],
+    ids=["no Keras", "an old one", "no backend"],
+)
+def test_the_keras_that_is_missing_is_named_in_one_sentence(keras, message):
+    run_python(
+        f"""
+import pathlib, sys, types
+{keras}
+try:
+    import numbabn.keras
+except ImportError as error:
+    assert str(error) == sys.argv[1], error
+else:
+    raise AssertionError("imported")
+""",
+        message,
+    )

@@ -16,6 +16,6 @@ def load(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise SystemExit(
-            f"This command needs {error.name}, which is not installed: install numbabn with the "
-            f"extra {extra}, as numbabn[{extra}]"
+            f"This command needs {error.name}, which is not installed: "
+            f"python -m pip install '.[{extra}]' in a checkout of numbabn brings it"
         ) from None

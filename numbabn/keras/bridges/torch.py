@@ -72,7 +72,8 @@ def is_traced(tensor: Any) -> bool:
 
 def is_recomputed() -> bool:
     """Whether a forward runs within a backward: once more, for one that was checkpointed."""
-    return not is_compiling() and bool(torch._C._current_graph_task_id() != -1)
+    compiling = torch.compiler.is_dynamo_compiling()
+    return not compiling and bool(torch._C._current_graph_task_id() != -1)
 
 
 def paths() -> dict[str, str]:
