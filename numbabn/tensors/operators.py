@@ -42,9 +42,9 @@ PAIRS = ((FORWARD, BACKWARD), (NORMALIZE, NORMALIZE_BACKWARD))
 # What stands behind the operands: see `_arguments`.
 _ATTRIBUTES = (
     "str late, str wanted, int[] axis, float epsilon, float momentum, bool renorm, "
-    "float? renorm_momentum"
+    "float? renorm_momentum, bool skip_nonfinite"
 )
-_COUNT = 7
+_COUNT = 8
 
 
 def in_program() -> bool:
@@ -92,6 +92,7 @@ def _arguments(
         attributes.momentum,
         attributes.renorm,
         attributes.renorm_momentum,
+        attributes.skip_nonfinite,
     )
 
 

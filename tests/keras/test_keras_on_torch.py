@@ -309,3 +309,13 @@ def test_a_checkpoint_moves_statistics_once(renorm, reentrant):
         found.append([*map(array, gradients), *(array(each.value) for each in layer.weights)])
     for plain, other in zip(*found, strict=True):
         np.testing.assert_allclose(plain, other, 1e-6, 1e-6)
+
+
+def test_statistics_that_are_not_finite_are_skipped_where_it_is_compiled():
+    layer = built((4, 3), skip_nonfinite=True)
+    x = tensor(4, 3)
+    x[1, 2] = torch.nan
+    torch.compile(lambda x: layer(x, training=True), backend="eager")(x)
+    mean = array(layer.moving_mean.value)
+    assert mean[2] == 0
+    assert (mean[:2] != 0).all()

@@ -72,8 +72,7 @@ def is_traced(tensor: Any) -> bool:
 
 def is_recomputed() -> bool:
     """Whether a forward runs within a backward: once more, for one that was checkpointed."""
-    compiling = torch.compiler.is_dynamo_compiling()
-    return not compiling and bool(torch._C._current_graph_task_id() != -1)
+    return not in_program() and bool(torch._C._current_graph_task_id() != -1)
 
 
 def paths() -> dict[str, str]:
