@@ -13,6 +13,7 @@ from numbabn.embedded import xla
 from numbabn.embedded.operations import BACKWARD, FORWARD, NORMALIZE
 from numbabn.embedded.table import STEPS, TABLE
 from numbabn.embedded.xla import calls
+from numbabn.keras.bridges import jax as bridge
 from processes import run_python
 
 pytestmark = pytest.mark.jit
@@ -45,6 +46,20 @@ def test_beside_an_accelerator(monkeypatch, batch):
         run(*arguments),
         expected,
     )
+
+
+def test_what_devices_do_without_is_logged(monkeypatch, batch, caplog):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(bridge, "device_is_available", lambda: False)
+    bridge._say_what_computes.cache_clear()
+    with caplog.at_level("INFO", "numbabn"):
+        for _ in range(2):
+            jax.jit(lambda *arguments: train(*arguments)["y"]).lower(*batch)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if text.startswith("JAX")] == [
+        "JAX beside the CPU: on CUDA devices Python, over copies on the host, by pure_callback: "
+        "numba-cuda, or jax.experimental.buffer_callback, is not installed"
+    ]
 
 
 def test_without_float64():

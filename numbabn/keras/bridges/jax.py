@@ -7,6 +7,7 @@ them on XLA's stream, over XLA's memory. Elsewhere, and where the kernels are mi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from ...embedded.operations import OPERANDS, RESULTS, TABLES, Operation, Shaped
 from ...targets import copy
 from ...tensors.compute import COMPUTE
 from ...tensors.late import Late, read_late
+
+logger = logging.getLogger("numbabn")
 
 SUPPORTS_JIT = True
 WIRING = "inside"
@@ -197,11 +200,18 @@ def _call(
     def call_device(tensors: Tensors) -> Tensors:
         if device_is_available():
             return _on_device(operation, attributes, late, shapes, tensors)
+        _say_what_computes()
         return call_back(tensors)
 
     return _on_platform(
         call_kernels if xla.is_available() else call_back, call_device, call_back, tensors
     )
+
+
+@lru_cache(maxsize=1)
+def _say_what_computes() -> None:
+    """Log, once, that devices do without kernels."""
+    logger.info("JAX beside the CPU: on CUDA devices %s", paths()["CUDA"])
 
 
 def _is_packed(name: str) -> bool:
