@@ -104,6 +104,10 @@ INSTALL = "python -m pip install '.[keras]' in a checkout of numbabn brings it"
             f"numbabn.keras needs Keras 3.14 or later, which is not installed: {INSTALL}",
         ),
         (
+            "sys.modules['keras'] = types.ModuleType('keras')",
+            f"numbabn.keras needs Keras 3.14 or later, which is not installed: {INSTALL}",
+        ),
+        (
             "sys.modules['keras'] = types.SimpleNamespace(__version__='3.9.2')",
             f"numbabn.keras needs Keras 3.14 or later, and 3.9.2 is installed: {INSTALL}",
         ),
@@ -114,7 +118,7 @@ INSTALL = "python -m pip install '.[keras]' in a checkout of numbabn brings it"
             "that is installed, of torch, tensorflow, jax and numpy",
         ),
     ],
-    ids=["no Keras", "an old one", "no backend"],
+    ids=["no Keras", "a folder", "an old one", "no backend"],
 )
 def test_the_keras_that_is_missing_is_named_in_one_sentence(keras, message):
     run_python(

@@ -17,19 +17,21 @@ def check_keras() -> None:
         ImportError: it is not installed, too old, or its backend is not installed.
     """
     least = ".".join(map(str, LEAST))
+    missing = f"numbabn.keras needs Keras {least} or later, which is not installed: {_INSTALL}"
     try:
         keras = importlib.import_module("keras")
     except ModuleNotFoundError as error:
         if error.name == "keras":
-            raise ImportError(
-                f"numbabn.keras needs Keras {least} or later, which is not installed: {_INSTALL}"
-            ) from error
+            raise ImportError(missing) from error
         raise ImportError(
             f"numbabn.keras needs a Keras that can be imported, and {error.name} is missing, which "
             "its backend may be: install that, or set the environment variable KERAS_BACKEND to "
             "one that is installed, of torch, tensorflow, jax and numpy"
         ) from error
-    version = str(keras.__version__)
+    version = getattr(keras, "__version__", None)
+    if version is None:
+        # A folder of that name, which Python takes for a package.
+        raise ImportError(missing)
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST:
         raise ImportError(
             f"numbabn.keras needs Keras {least} or later, and {version} is installed: {_INSTALL}"

@@ -51,7 +51,8 @@ def test_beside_an_accelerator(monkeypatch, batch):
 def test_what_devices_do_without_is_logged(monkeypatch, batch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(bridge, "device_is_available", lambda: False)
-    bridge._say_what_computes.cache_clear()
+    for kept in (bridge._say_what_computes, bridge._traced):
+        kept.cache_clear()
     with caplog.at_level("INFO", "numbabn"):
         for _ in range(2):
             jax.jit(lambda *arguments: train(*arguments)["y"]).lower(*batch)
