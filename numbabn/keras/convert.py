@@ -210,7 +210,7 @@ def _copied(model: Any, objects: dict[str, Any]) -> Any:
         raise ValueError(
             f"{type(model).__name__} {model.name!r} cannot be made again from its configuration "
             "(a get_config of its own may help); numbabn.keras.convert(model, in_place=True) "
-            "exchanges the layers of the model itself"
+            f"exchanges the layers of the model itself. Keras says: {error}"
         ) from error
     _match(model, copy)
     _copy_weights(model, copy)
